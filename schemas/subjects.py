@@ -1,0 +1,203 @@
+"""Every subject, queue group, stream, durable, bucket and header name, spelled once.
+
+The encoding of names is injective: characters outside `[A-Za-z0-9_-]` become `=XX`, the upper-case hex of each UTF-8
+byte. The result is a legal NATS subject token, KV key part and durable name alike, and two ids never meet.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from schemas.errors import InvalidName
+
+NAME_LIMIT_BYTES: Final = 200
+"""Longest encoded name. NATS itself has no limit per token; file names (255 bytes) and control lines (4096) do."""
+NODE_LIMIT_CHARS: Final = 64
+
+WORKERS_GROUP: Final = "workers"
+PULL_GROUP: Final = "slots"
+INTERACTIVE: Final = "interactive"
+BATCH: Final = "batch"
+LANES: Final = (INTERACTIVE, BATCH)
+"""Lanes in the order in which a free slot is offered to them."""
+
+H_REQUEST: Final = "Puna-Request"
+H_EPOCH: Final = "Puna-Epoch"
+H_DEADLINE: Final = "Puna-Deadline"
+H_REPLY: Final = "Puna-Reply"
+H_OP: Final = "Puna-Op"
+H_TENANT: Final = "Puna-Tenant"
+H_FRAMES: Final = "Puna-Frames"
+H_TRACEPARENT: Final = "traceparent"
+H_MSG_ID: Final = "Nats-Msg-Id"
+H_MSG_TTL: Final = "Nats-TTL"
+H_SERVICE_ERROR: Final = "Nats-Service-Error"
+H_SERVICE_ERROR_CODE: Final = "Nats-Service-Error-Code"
+
+_PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-")
+_TOKEN = re.compile(r"(?:[A-Za-z0-9_-]|=[0-9A-F]{2})+")
+_NODE = re.compile(rf"[A-Za-z0-9](?:[A-Za-z0-9._-]{{0,{NODE_LIMIT_CHARS - 1}}})")
+_PREFIX = re.compile(r"[A-Za-z0-9_-]{1,32}")
+_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
+
+
+def encode(name: str) -> str:
+    """A name as one subject token.
+
+    Raises `InvalidName` if the name is empty, not valid Unicode, or longer than `NAME_LIMIT_BYTES` once encoded.
+    """
+    if not name:
+        raise InvalidName("a name is empty; give it at least one character")
+    try:
+        raw = name.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidName("a name holds half of a surrogate pair; send valid Unicode") from error
+    if len(raw) > NAME_LIMIT_BYTES:
+        raise InvalidName(f"a name has {len(raw)} bytes; at most {NAME_LIMIT_BYTES} are allowed")
+    token = "".join(chr(byte) if byte in _PLAIN else f"={byte:02X}" for byte in raw)
+    if len(token) > NAME_LIMIT_BYTES:
+        raise InvalidName(f"a name has {len(token)} bytes once encoded; at most {NAME_LIMIT_BYTES} are allowed")
+    return token
+
+
+def decode(token: str) -> str:
+    """The name behind a token. Raises `InvalidName` for anything that `encode` would not have written."""
+    if not _TOKEN.fullmatch(token):
+        raise InvalidName(f"{token[:80]!r} is not an encoded name")
+    try:
+        name = re.sub(rb"=([0-9A-F]{2})", lambda hit: bytes([int(hit[1], 16)]), token.encode()).decode()
+    except UnicodeDecodeError as error:
+        raise InvalidName(f"{token[:80]!r} does not hold UTF-8") from error
+    if encode(name) != token:
+        raise InvalidName(f"{token[:80]!r} is not the one encoding of its name")
+    return name
+
+
+def check_model_id(name: str) -> str:
+    """The model id as given, if it may be used. Raises `InvalidName`, which says what is wrong with it.
+
+    A model id is printable, has no space at its ends and no part (between `/`) that a file system would read as
+    "here" or "up": ids end up in paths long after they were checked.
+    """
+    shown = repr(name[:40]) + ("…" if len(name) > 40 else "")
+    if not name.isprintable() or name != name.strip():
+        raise InvalidName(f"model {shown} holds unprintable characters or space at an end", param="model")
+    if "\\" in name or any(part in ("", ".", "..") for part in name.split("/")):
+        raise InvalidName(f"model {shown} has a part that is empty, '.', '..' or holds a backslash", param="model")
+    try:
+        encode(name)
+    except InvalidName as error:
+        raise InvalidName(f"model: {error.message}", param="model") from error
+    return name
+
+
+def check_node_id(name: str) -> str:
+    """The node id as given. Raises `InvalidName` unless it is 1 to 64 of `A-Za-z0-9._-` after a letter or digit."""
+    if not _NODE.fullmatch(name):
+        raise InvalidName(
+            f"node {name[:40]!r}: use 1 to {NODE_LIMIT_CHARS} letters, digits, '.', '_' or '-', a letter or digit first"
+        )
+    return name
+
+
+def check_request_id(value: str) -> str:
+    """A request or task id as given: 1 to 128 of `A-Za-z0-9_-`. Raises `InvalidName` otherwise."""
+    if not _ID.fullmatch(value):
+        raise InvalidName(f"id {value[:40]!r}: use 1 to 128 letters, digits, '_' or '-'")
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """All names of one fleet. Several fleets share a NATS account by different prefixes."""
+
+    prefix: str = "puna"
+
+    def __post_init__(self) -> None:
+        if not _PREFIX.fullmatch(self.prefix):
+            raise InvalidName(f"prefix {self.prefix[:40]!r}: use 1 to 32 letters, digits, '_' or '-'")
+
+    # -- requests ---------------------------------------------------------------------------------------------------
+    def infer(self, op: str, model: str) -> str:
+        """Ask any worker that serves the model."""
+        return f"{self.prefix}.infer.{op}.{encode(model)}"
+
+    def infer_any_op(self, model: str) -> str:
+        """What a worker subscribes to, in `WORKERS_GROUP`, for a model that it serves."""
+        return f"{self.prefix}.infer.*.{encode(model)}"
+
+    def node_infer(self, node: str, op: str, model: str) -> str:
+        """Ask one node."""
+        return f"{self.node(node, 'infer')}.{op}.{encode(model)}"
+
+    def node_infer_any(self, node: str) -> str:
+        """What a worker subscribes to for requests that name it."""
+        return f"{self.node(node, 'infer')}.*.*"
+
+    def queue(self, lane: str, model: str) -> str:
+        """Wait in line for the next free slot."""
+        return f"{self.prefix}.queue.{lane}.{encode(model)}"
+
+    def queue_all(self) -> str:
+        """Every line: what the stream takes in."""
+        return f"{self.prefix}.queue.*.*"
+
+    def queue_durable(self, lane: str, model: str) -> str:
+        """The consumer of one line."""
+        return f"{lane}_{encode(model)}"
+
+    def demand(self, model: str) -> str:
+        """Says that a model is wanted and nothing warm can take a request."""
+        return f"{self.prefix}.demand.{encode(model)}"
+
+    def node(self, node: str, verb: str) -> str:
+        """Control one node."""
+        return f"{self.prefix}.node.{encode(node)}.{verb}"
+
+    def replies(self, gateway: str) -> str:
+        """The one wildcard on which a gateway hears all its frames."""
+        return f"{self.prefix}.reply.{gateway}.*"
+
+    def reply(self, gateway: str, stream: str) -> str:
+        """Where the frames of one request go."""
+        return f"{self.prefix}.reply.{gateway}.{stream}"
+
+    def event(self, node: str, kind: str) -> str:
+        """Where a node tells what happened."""
+        return f"{self.prefix}.event.{encode(node)}.{kind}"
+
+    def task(self, op: str, node: str | None = None) -> str:
+        """A task for any eligible node, or for one."""
+        return f"{self.prefix}.task.{op}" if node is None else f"{self.prefix}.task.{op}.{encode(node)}"
+
+    # -- streams and buckets ----------------------------------------------------------------------------------------
+    @property
+    def _upper(self) -> str:
+        return self.prefix.upper() if self.prefix == "puna" else self.prefix
+
+    @property
+    def stream_queue(self) -> str:
+        """The lines of all models."""
+        return f"{self._upper}_QUEUE"
+
+    @property
+    def stream_events(self) -> str:
+        """What happened in the last seven days."""
+        return f"{self._upper}_EVENTS"
+
+    @property
+    def bucket_nodes(self) -> str:
+        """Heartbeats."""
+        return f"{self.prefix}_nodes"
+
+    @property
+    def bucket_blobs(self) -> str:
+        """Object store for bodies over the server's `max_payload`."""
+        return f"{self.prefix}_blobs"
+
+    @property
+    def bucket_models(self) -> str:
+        """Desired state."""
+        return f"{self.prefix}_models"
