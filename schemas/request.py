@@ -40,6 +40,8 @@ class RequestHead:
     framed: bool = False
     tenant: str | None = None
     traceparent: str | None = None
+    blob: str | None = None
+    """Where a body that is too large for a message stands in the object store; the payload is empty then."""
 
     def headers(self) -> dict[str, str]:
         """The head as NATS headers."""
@@ -56,6 +58,8 @@ class RequestHead:
             out[s.H_TENANT] = self.tenant
         if self.traceparent:
             out[s.H_TRACEPARENT] = self.traceparent
+        if self.blob:
+            out[s.H_BLOB] = self.blob
         return out
 
 
@@ -78,6 +82,7 @@ def head_of(headers: Mapping[str, str] | None, *, op: str | None, reply: str, re
         framed=given.get(s.H_FRAMES) == "1",
         tenant=given.get(s.H_TENANT),
         traceparent=given.get(s.H_TRACEPARENT),
+        blob=given.get(s.H_BLOB),
     )
 
 

@@ -12,7 +12,7 @@ Storage = Literal["memory", "file"]
 
 QUEUE_LIMIT_REQUESTS: Final = 1000
 """Requests that may wait in one line; one more is refused with 429."""
-QUEUE_LIMIT_BYTES: Final = 1 << 30
+QUEUE_LIMIT_BYTES: Final = 256 << 20
 QUEUE_ACK_WAIT_S: Final = 2.0
 """A worker that took a request and says nothing for this long is frozen or dead, and the request goes to another."""
 QUEUE_MAX_AGE_S: Final = 3600.0
@@ -21,6 +21,8 @@ DUPLICATE_WINDOW_S: Final = 120.0
 HEARTBEAT_S: Final = 2.0
 NODE_TTL_S: Final = 3 * HEARTBEAT_S
 BLOB_TTL_S: Final = 600.0
+BLOB_LIMIT_BYTES: Final = 256 << 20
+EVENTS_LIMIT_BYTES: Final = 256 << 20
 EVENTS_MAX_AGE_S: Final = 7 * 86400.0
 
 
@@ -184,7 +186,7 @@ def fleet(names: Names, *, replicas: int = 1, queue_limit_requests: int = QUEUE_
                 name=names.stream_events,
                 subjects=(f"{names.prefix}.event.*.*",),
                 storage="file",
-                max_bytes=256 << 20,
+                max_bytes=EVENTS_LIMIT_BYTES,
                 max_age_s=EVENTS_MAX_AGE_S,
                 replicas=replicas,
             ),
@@ -192,7 +194,7 @@ def fleet(names: Names, *, replicas: int = 1, queue_limit_requests: int = QUEUE_
         buckets=(
             BucketSpec(names.bucket_nodes, storage="memory", ttl_s=NODE_TTL_S, marker_ttl_s=60.0, replicas=replicas),
         ),
-        blobs=(BlobSpec(names.bucket_blobs, storage="memory", ttl_s=BLOB_TTL_S, max_bytes=1 << 30),),
+        blobs=(BlobSpec(names.bucket_blobs, storage="memory", ttl_s=BLOB_TTL_S, max_bytes=BLOB_LIMIT_BYTES),),
     )
 
 

@@ -1,0 +1,1 @@
+"""Puna's NATS layer: connected for as long as the process lives. The only package that imports nats."""

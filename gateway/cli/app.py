@@ -1,0 +1,215 @@
+"""The commands of `puna`. Each imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from gateway.cli.exits import FAILURE, INTERRUPTED, MEANINGS, OK, CliError
+
+if TYPE_CHECKING:
+    from gateway.cli.checks import Check
+    from gateway.cli.listing import Listing
+    from gateway.cli.tables import Format
+    from gateway.cli.target import Target
+    from schemas.errors import PunaError
+
+_EPILOG: Final = "Exit codes: " + " · ".join(f"{code} {meaning}" for code, meaning in MEANINGS.items())
+_PASS_ON: Final[dict[str, Any]] = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+_FORMATS: Final = ("table", "wide", "json", "yaml")
+
+app = typer.Typer(
+    help="Run llama.cpp on many machines as one OpenAI-compatible service.",
+    epilog=_EPILOG,
+    rich_markup_mode=None,
+    add_completion=False,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Nats = Annotated[str | None, typer.Option("--nats", help="NATS URL; else NATS_URL, NATS_CONTEXT, a running `puna up`.")]
+Gateway = Annotated[str | None, typer.Option("--gateway", help="Gateway URL; else PUNA_GATEWAY, a running `puna up`.")]
+ApiKey = Annotated[str | None, typer.Option("--api-key", help="API key of the gateway; better: PUNA_API_KEY.")]
+Output = Annotated[str, typer.Option("-o", "--output", help="table, wide, json or yaml.", metavar="FORMAT")]
+Watch = Annotated[bool, typer.Option("--watch", "-w", help="Show changes until Ctrl-C.")]
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command; returns its exit code. All errors end here, as one line on stderr."""
+    import click
+
+    from schemas.errors import PunaError
+
+    try:
+        code = app(args=list(arguments), prog_name="puna", standalone_mode=False)
+        return code if isinstance(code, int) else OK
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the exit flushes into nothing
+        return FAILURE
+    except (CliError, PunaError) as error:
+        return _told(error)
+
+
+def _told(error: CliError | PunaError) -> int:
+    from gateway.cli.exits import MISSING, code_of
+
+    code = code_of(error)
+    print(f"puna: {error.message}", file=sys.stderr)
+    if code == MISSING and not isinstance(error, CliError):
+        print("Start a fleet with `puna up`, or say where NATS is with --nats URL or NATS_URL.", file=sys.stderr)
+    return code
+
+
+@app.command()
+def up(
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Worker processes.")] = 1,
+    model: Annotated[
+        str, typer.Option(help="smollm2, PATH.gguf, or hf://owner/repo[@rev][:quant][#file].")
+    ] = "smollm2",
+    slots: Annotated[int, typer.Option(min=1, max=256, help="Parallel answers of each worker.")] = 4,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the gateway; 0 takes a free one.")] = 8080,
+    gateways: Annotated[
+        int, typer.Option(min=1, max=16, help="Gateway processes; all but the first on free ports.")
+    ] = 1,
+    state_dir: Annotated[Path | None, typer.Option(help="Folder for state and logs.", file_okay=False)] = None,
+    output: Annotated[
+        str, typer.Option("-o", "--output", help="json: one line once all is ready.", metavar="FORMAT")
+    ] = "table",
+    no_watch: Annotated[bool, typer.Option("--no-watch", help="No live table.")] = False,
+) -> int:
+    """Start a whole fleet on this machine: nats-server, gateway, workers and a model, until Ctrl-C."""
+    if output not in ("table", "json"):
+        raise typer.BadParameter("use json, or leave it out", param_hint="'-o'")
+    from gateway.cli.folders import default_state_dir
+    from gateway.cli.say import Teller
+    from gateway.cli.up import UpOptions
+    from gateway.cli.up import up as run_up
+
+    folder = (state_dir or default_state_dir()).expanduser().absolute()
+    options = UpOptions(model, workers, slots, port, gateways, folder, output == "json", not no_watch)
+    return run_up(options, Teller())
+
+
+@app.command(context_settings=_PASS_ON, add_help_option=False)
+def worker() -> None:
+    """Run a worker: the engines of this machine join a fleet. `puna worker --help` shows its options."""
+
+
+@app.command("gateway", context_settings=_PASS_ON, add_help_option=False)
+def gateway_service() -> None:
+    """Run a gateway: an OpenAI-compatible address for a fleet. `puna gateway --help` shows its options."""
+
+
+@app.command()
+def ps(
+    nats: Nats = None, gateway: Gateway = None, api_key: ApiKey = None, output: Output = "table", watch: Watch = False
+) -> None:
+    """Engines: where each runs, its state with the reason, its busy slots."""
+    from gateway.cli.listing import ENGINES
+
+    _list(ENGINES, _target(nats, gateway, api_key), output, watch)
+
+
+@app.command()
+def nodes(
+    nats: Nats = None, gateway: Gateway = None, api_key: ApiKey = None, output: Output = "table", watch: Watch = False
+) -> None:
+    """Nodes: hosts that run a worker, their devices and what they hold."""
+    from gateway.cli.listing import NODES
+
+    _list(NODES, _target(nats, gateway, api_key), output, watch)
+
+
+@app.command()
+def ls(
+    nats: Nats = None, gateway: Gateway = None, api_key: ApiKey = None, output: Output = "table", watch: Watch = False
+) -> None:
+    """Models: what clients can ask for, and who serves it."""
+    from gateway.cli.listing import MODELS
+
+    _list(MODELS, _target(nats, gateway, api_key), output, watch)
+
+
+@app.command("run")
+def chat(
+    model: Annotated[str, typer.Argument(help="The model's id; see `puna ls`.")],
+    prompt: Annotated[list[str] | None, typer.Argument(help="Without it: a conversation.")] = None,
+    gateway: Gateway = None,
+    api_key: ApiKey = None,
+) -> None:
+    """Chat with a model."""
+    from gateway.cli.chat import once, talk
+    from gateway.cli.httpclient import GatewayHttp
+
+    target = _target(None, gateway, api_key)
+    client = GatewayHttp(target.gateway_url(), target.key())
+    if prompt:
+        once(client, model, " ".join(prompt))
+    else:
+        talk(client, model)
+
+
+@app.command()
+def doctor(nats: Nats = None, gateway: Gateway = None, api_key: ApiKey = None, output: Output = "table") -> int:
+    """Look at everything that Puna needs, and say what to do where something is wrong."""
+    import asyncio
+
+    from gateway.cli.checks import doctor as run_doctor
+
+    return _report(asyncio.run(run_doctor(_target(nats, gateway, api_key))), output)
+
+
+@app.command()
+def status(nats: Nats = None, gateway: Gateway = None, api_key: ApiKey = None, output: Output = "table") -> int:
+    """Is the fleet well? Ends with 1 if something is red."""
+    import asyncio
+
+    from gateway.cli.checks import check_fleet
+
+    return _report(asyncio.run(check_fleet(_target(nats, gateway, api_key))), output)
+
+
+def _report(checks: list[Check], output: str) -> int:
+    from gateway.cli.checks import exit_code
+    from gateway.cli.tables import show
+
+    data = [check.data() for check in checks]
+    rows = [{**item, "state": item["result"]} for item in data]
+    columns = ("state", "name", "found", "remedy")
+    show(data, rows, columns, columns, _format(output))
+    return exit_code(checks)
+
+
+def _list(listing: Listing, target: Target, output: str, watch: bool) -> None:
+    import asyncio
+
+    from gateway.cli.listing import run_listing
+    from gateway.cli.say import Teller
+
+    asyncio.run(run_listing(listing, target, _format(output), watch=watch, tell=Teller().line))
+
+
+def _target(nats: str | None, gateway: str | None, api_key: str | None) -> Target:
+    from gateway.cli.target import Target
+
+    return Target(nats, gateway, api_key)
+
+
+def _format(output: str) -> Format:
+    from gateway.cli.tables import Format
+
+    if output not in _FORMATS:
+        raise typer.BadParameter(f"use one of {', '.join(_FORMATS)}", param_hint="'-o'")
+    return Format(output)

@@ -1,0 +1,65 @@
+"""What `--model` may say, and the file behind it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from gateway.cli.demo import DEMO_MODEL, demo_model
+from gateway.cli.exits import NOT_FOUND, USAGE, CliError
+from gateway.cli.folders import shown
+from gateway.cli.hub import hub_model, parse_source
+from gateway.cli.say import Teller
+from schemas.errors import InvalidName
+from schemas.subjects import check_model_id
+
+_MAGIC: Final = b"GGUF"
+_PART: Final = re.compile(r"-\d{5}-of-\d{5}$")
+
+
+@dataclass(frozen=True, slots=True)
+class LocalModel:
+    """A model id and its file on this machine."""
+
+    model: str
+    path: Path
+
+
+def local_model(text: str, teller: Teller) -> LocalModel:
+    """The model that `--model` names: `smollm2`, a GGUF file, or a source of the Hub. Raises `CliError`."""
+    path = Path(text.removeprefix("file://")).expanduser()
+    if text == DEMO_MODEL and not path.exists():
+        return LocalModel(DEMO_MODEL, demo_model(teller))
+    if _looks_like_a_path(text) or path.is_file():
+        return _from_file(path)
+    source = parse_source(text)
+    if source is not None:
+        return LocalModel(_checked(source.model), hub_model(source, teller))
+    raise CliError(
+        f"--model {text!r}: give {DEMO_MODEL} (the demo), a file PATH.gguf, or hf://owner/repo[@revision][:quant][#file]",
+        USAGE,
+    )
+
+
+def _looks_like_a_path(text: str) -> bool:
+    return text.startswith(("/", "./", "../", "~", "file://")) or (text.endswith(".gguf") and "#" not in text)
+
+
+def _from_file(path: Path) -> LocalModel:
+    try:
+        with path.open("rb") as file:
+            head = file.read(len(_MAGIC))
+    except OSError as error:
+        raise CliError(f"{shown(path)}: {error.strerror}; give the path of a GGUF file", NOT_FOUND) from error
+    if head != _MAGIC:
+        raise CliError(f"{shown(path)} is no GGUF file; llama.cpp serves only those", USAGE)
+    return LocalModel(_checked(_PART.sub("", path.stem)), path.absolute())
+
+
+def _checked(model: str) -> str:
+    try:
+        return check_model_id(model)
+    except InvalidName as error:
+        raise CliError(f"{error.message}; rename the file", USAGE) from error

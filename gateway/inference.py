@@ -1,0 +1,213 @@
+"""All requests in flight: into the line, frames back to their streams, and what happens when something goes away.
+
+Owns the streams. Frames come on one wildcard subject; the last token of a frame's subject is the stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable
+from typing import Final
+
+from bus.connection import Bus
+from gateway import credit, router, trace
+from gateway.admission import Ticket, retry_after_s
+from gateway.answer import Answer
+from gateway.fleet import Fleet
+from gateway.metrics import Metrics
+from gateway.settings import GatewaySettings
+from gateway.stream import Stream
+from gateway.submission import Line
+from gateway.tasks import Tasks
+from schemas.errors import BusUnavailable, LineFull, PunaError, RateLimited, Unavailable
+from schemas.frame import ACCEPT, GONE, BadFrame
+from schemas.reply import Cancel
+from web import Exchange, Header
+
+log = logging.getLogger(__name__)
+
+TICK_S: Final = 0.25
+_ACCEPT_HEAD: Final = ACCEPT + b" "
+
+
+class Inference:
+    """The gateway's requests. `fleet` gives the view of the moment."""
+
+    def __init__(self, bus: Bus, settings: GatewaySettings, fleet: Callable[[], Fleet], metrics: Metrics) -> None:
+        self.gateway = secrets.token_hex(6)
+        """This process's own name in the subjects of its replies."""
+        self.tries = settings.tries
+        self.answer_bytes = settings.answer_bytes
+        self.keep_alive_s = settings.keep_alive_s
+        self._bus = bus
+        self._settings = settings
+        self._fleet = fleet
+        self._metrics = metrics
+        self._loop = asyncio.get_running_loop()
+        self._streams: dict[str, Stream] = {}
+        self._count = 0
+        self._cut = len(bus.names.reply(self.gateway, ""))
+        self._tasks = Tasks()
+        self._line = Line(bus, settings, self.gateway)
+        self._credit_due = 0.0
+        self._ticker: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Listen for frames and begin to tick."""
+        self._bus.subscribe_raw(self._bus.names.replies(self.gateway), self._frame)
+        self._bus.on_session(self._session)
+        self._ticker = self._loop.call_later(TICK_S, self._tick)
+
+    async def stop(self) -> None:
+        """End what still runs, honestly. The server's grace is over by now."""
+        if self._ticker is not None:
+            self._ticker.cancel()
+            self._ticker = None
+        for stream in tuple(self._streams.values()):
+            self.withdraw(stream)
+            stream.fail(Unavailable("this gateway is shutting down", retry_after_s=1))
+        await self._tasks.stop()
+
+    @property
+    def active(self) -> int:
+        """Requests in flight."""
+        return len(self._streams)
+
+    def waiting(self) -> dict[tuple[str, str], int]:
+        """(model, lane) → requests of this gateway that no worker has."""
+        counts: dict[tuple[str, str], int] = {}
+        for stream in self._streams.values():
+            if stream.waiting:
+                place = (stream.ticket.model, stream.ticket.lane)
+                counts[place] = counts.get(place, 0) + 1
+        return counts
+
+    # -- a request comes ---------------------------------------------------------------------------------------------
+    def begin(self, ticket: Ticket, exchange: Exchange, headers: list[Header]) -> None:
+        """Take a request in. Raises what a refusal at the door is: nothing was sent anywhere yet."""
+        if len(self._streams) >= self._settings.requests_limit:
+            limit = self._settings.requests_limit
+            raise RateLimited(f"this gateway holds {limit} requests, its limit; try again soon", retry_after_s=1)
+        route = router.decide(ticket.model, ticket.lane, self._fleet())
+        if isinstance(route, router.Refuse):
+            raise route.error
+        self._count += 1
+        stream = Stream(ticket, f"{self._count:x}", Answer(exchange, ticket.op, headers), self)
+        stream.held = route.reason if isinstance(route, router.Hold) else None
+        self._streams[stream.token] = stream
+        exchange.on_closed = stream.left
+        self._submit(stream)
+        if route.demand:
+            self._demand(ticket.model)
+
+    def _submit(self, stream: Stream) -> None:
+        stream.submission += 1
+        self._tasks.start(self._line.enter(stream, self._refused), name=f"submit-{stream.ticket.wire_id}")
+
+    def _refused(self, stream: Stream, error: PunaError) -> None:
+        if isinstance(error, LineFull):
+            known = self._fleet().models.get(stream.ticket.model)
+            wait_s = retry_after_s(known, self._settings.nats.queue_limit_requests)
+            error = LineFull(error.message, retry_after_s=wait_s)
+        stream.fail(error)
+
+    def _demand(self, model: str) -> None:
+        self._send(self._bus.names.demand(model), b"")
+
+    # -- frames ------------------------------------------------------------------------------------------------------
+    def _frame(self, subject: str, reply: str, payload: bytes) -> None:
+        stream = self._streams.get(subject[self._cut :])
+        if stream is None:
+            if reply and payload.startswith(_ACCEPT_HEAD):
+                self.reply(reply, GONE)
+            return
+        try:
+            stream.frame(payload, reply)
+        except BadFrame as error:
+            self._metrics.bad_frames.inc()
+            log.warning("bad_frame", extra={"event": "bad_frame", "request": stream.ticket.wire_id, "why": str(error)})
+
+    # -- what a stream asks ------------------------------------------------------------------------------------------
+    def reply(self, subject: str, word: bytes) -> bool:
+        """Answer an `accept`."""
+        return bool(subject) and self._send(subject, word)
+
+    def withdraw(self, stream: Stream) -> None:
+        """Take the present epoch back. A message whose ack is still on its way is deleted when it comes."""
+        if stream.node is not None:
+            order = Cancel(request=stream.ticket.wire_id, epoch=stream.epoch)
+            self._send(self._bus.names.node(stream.node, "cancel"), order.encode())
+        elif stream.line_sequence is not None:
+            sequence, stream.line_sequence = stream.line_sequence, None
+            self._tasks.start(self._line.leave(sequence), name=f"leave-{stream.ticket.wire_id}")
+
+    def again(self, stream: Stream, why: PunaError) -> None:
+        """The stream's next epoch goes into the line."""
+        self._metrics.retries.labels(why.code).inc()
+        facts = {"event": "request_tried_again", "request": stream.ticket.wire_id, "epoch": stream.epoch}
+        log.info("request_tried_again", extra=facts | {"why": why.code})
+        self._submit(stream)
+
+    def ended(self, stream: Stream) -> None:
+        """Forget the stream; write its one log line."""
+        self._streams.pop(stream.token, None)
+        if stream.in_store:
+            self._tasks.start(self._line.clear(stream.ticket.wire_id), name=f"clear-{stream.ticket.wire_id}")
+        self._metrics.ended(stream)
+        log.info("request", extra={"event": "request"} | trace.facts(stream, self._loop.time()))
+
+    def clock(self) -> float:
+        """The loop's time."""
+        return self._loop.time()
+
+    def _send(self, subject: str, payload: bytes) -> bool:
+        try:
+            self._bus.publish(subject, payload)
+        except BusUnavailable:
+            # A lost accept is repeated, a cancel is made good by credit that stays away: counted, not retried.
+            self._metrics.unsent.inc()
+            return False
+        return True
+
+    # -- time and sessions -------------------------------------------------------------------------------------------
+    def _tick(self) -> None:
+        self._ticker = self._loop.call_later(TICK_S, self._tick)
+        now, connected = self._loop.time(), self._bus.connected
+        for stream in tuple(self._streams.values()):
+            stream.tick(now, TICK_S, connected)
+        if now >= self._credit_due and connected:
+            self._credit_due = now + credit.CREDIT_EVERY_S
+            self._give_credit()
+            self._look_after_waiting(now)
+
+    def _give_credit(self) -> None:
+        for node, message in credit.messages(self._streams.values(), self._settings.slow_client_bytes):
+            self._send(self._bus.names.node(node, "credit"), message)
+
+    def _look_after_waiting(self, now: float) -> None:
+        fleet, wanted = self._fleet(), set[str]()
+        for stream in tuple(self._streams.values()):
+            if not stream.waiting:
+                continue
+            model = stream.ticket.model
+            stream.held = router.held(model, fleet)
+            error = router.hopeless(model, fleet)
+            if error is not None:
+                self.withdraw(stream)
+                stream.fail(error)
+            elif now - stream.ticket.arrived_at >= self._settings.spill_after_s:
+                wanted.add(model)
+        for model in wanted:
+            self._demand(model)
+
+    async def _session(self) -> None:
+        """A new session: workers may send again from the last credit, and the line may have lost what waited."""
+        for stream in self._streams.values():
+            stream.heard_anew()
+        self._give_credit()
+        waiting = [stream for stream in self._streams.values() if stream.waiting]
+        for stream in waiting:
+            self._submit(stream)
+        self._metrics.republished.inc(len(waiting))

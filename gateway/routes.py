@@ -1,0 +1,166 @@
+"""Which page answers which path. Plain calls out of the HTTP server's callback; only `/v1/queue` asks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import quote
+
+import orjson
+
+from gateway import health, metrics, models, nodes
+from gateway.admission import admit, request_id_of
+from gateway.answer import retry_headers
+from gateway.auth import Keyring
+from gateway.cors import Cors
+from gateway.fleet import Fleet
+from gateway.inference import Inference
+from gateway.metrics import Metrics
+from gateway.nodes import Queue
+from gateway.tasks import Tasks
+from schemas.errors import MethodNotAllowed, NotFound, PunaError
+from schemas.request import OPS
+from web import Exchange, Header
+
+log = logging.getLogger(__name__)
+
+PROBES: Final = frozenset(("/health", "/healthz", "/livez", "/readyz"))
+POSTS: Final[dict[str, str]] = {path: op for op, path in OPS.items() if op != "transcriptions"} | {
+    "/chat/completions": "chat",
+    "/rerank": "rerank",
+}
+"""Path → operation. The two without `/v1` are llama-server's own and mean the same there."""
+_MODEL: Final = "/v1/models/"
+_NODE: Final = "/v1/nodes/"
+_PATH_SHOWN_CHARS: Final = 80
+
+
+@dataclass(frozen=True, slots=True)
+class House:
+    """What the pages speak of."""
+
+    inference: Inference
+    fleet: Callable[[], Fleet]
+    queue: Queue
+    metrics: Metrics
+    keyring: Keyring
+    cors: Cors
+    tasks: Tasks
+    clock: Callable[[], float]
+    connected: Callable[[], bool]
+    stopping: Callable[[], bool]
+    request_timeout_s: float
+    metrics_open: bool
+
+
+class Routes:
+    """The HTTP server's handler."""
+
+    def __init__(self, house: House) -> None:
+        self._house = house
+        self._pages: dict[str, Callable[[Exchange, list[Header]], None]] = {
+            "/v1/models": self._models,
+            "/v1/nodes": self._nodes,
+            "/v1/queue": self._queue,
+            "/metrics": self._metrics,
+            **dict.fromkeys(PROBES, self._probe),
+        }
+
+    def handle(self, exchange: Exchange) -> None:
+        """Answer one request, now or later."""
+        request = exchange.request
+        request_id = request_id_of(request.headers)
+        headers = [("x-request-id", request_id), *self._house.cors.headers(request.headers)]
+        try:
+            if request.method == "OPTIONS" and self._house.cors.allows(request.headers):
+                exchange.respond(204, b"", headers=[*headers, *self._house.cors.preflight(request.headers)])
+            elif (op := POSTS.get(request.path)) is not None:
+                self._infer(exchange, op, request_id, headers)
+            else:
+                self._page(exchange, headers)
+        except PunaError as error:
+            self._refuse(exchange, error, headers)
+
+    def _infer(self, exchange: Exchange, op: str, request_id: str, headers: list[Header]) -> None:
+        house = self._house
+        self._expect_method(exchange, headers, "POST")
+        tenant = house.keyring.check(exchange.request.headers)
+        timeout_s = house.request_timeout_s
+        ticket = admit(
+            exchange.request, op, request_id=request_id, tenant=tenant, timeout_s=timeout_s, now=house.clock()
+        )
+        house.inference.begin(ticket, exchange, headers)
+
+    def _page(self, exchange: Exchange, headers: list[Header]) -> None:
+        path = exchange.request.path
+        page = self._pages.get(path) or self._page_below(path)
+        if page is None:
+            raise NotFound(f"there is no page {path[:_PATH_SHOWN_CHARS]!r} here")
+        self._expect_method(exchange, headers, "GET", "HEAD")
+        if not (path in PROBES or (path == "/metrics" and self._house.metrics_open)):
+            self._house.keyring.check(exchange.request.headers)
+        page(exchange, headers)
+
+    def _page_below(self, path: str) -> Callable[[Exchange, list[Header]], None] | None:
+        if path.startswith(_MODEL) and len(path) > len(_MODEL):
+            return self._model
+        if path.startswith(_NODE) and len(path) > len(_NODE):
+            return self._node
+        return None
+
+    def _expect_method(self, exchange: Exchange, headers: list[Header], *allowed: str) -> None:
+        if exchange.request.method not in allowed:
+            headers.append(("allow", ", ".join(allowed)))
+            raise MethodNotAllowed(f"this page takes {' and '.join(allowed)} only")
+
+    def _refuse(self, exchange: Exchange, error: PunaError, headers: list[Header]) -> None:
+        self._house.metrics.refusals.labels(error.code).inc()
+        retry = retry_headers(error.retryable, error.http_status, error.retry_after_s)
+        challenge = [("www-authenticate", "Bearer")] if error.http_status == 401 else []
+        exchange.respond(error.http_status, error.body(), headers=[*headers, *retry, *challenge])
+        path = quote(exchange.request.path[:_PATH_SHOWN_CHARS])
+        facts = {"request": headers[0][1], "method": exchange.request.method[:16], "path": path, "error": error.code}
+        log.info("request_refused", extra={"event": "request_refused", "status": error.http_status} | facts)
+
+    # -- pages -------------------------------------------------------------------------------------------------------
+    def _models(self, exchange: Exchange, headers: list[Header]) -> None:
+        _json(exchange, 200, models.listing(self._house.fleet()), headers)
+
+    def _model(self, exchange: Exchange, headers: list[Header]) -> None:
+        _json(exchange, 200, models.one(self._house.fleet(), exchange.request.path[len(_MODEL) :]), headers)
+
+    def _nodes(self, exchange: Exchange, headers: list[Header]) -> None:
+        _json(exchange, 200, nodes.listing(self._house.fleet(), self._house.clock()), headers)
+
+    def _node(self, exchange: Exchange, headers: list[Header]) -> None:
+        node = exchange.request.path[len(_NODE) :]
+        _json(exchange, 200, nodes.one(self._house.fleet(), node, self._house.clock()), headers)
+
+    def _queue(self, exchange: Exchange, headers: list[Header]) -> None:
+        self._house.tasks.start(self._queue_later(exchange, headers), name="page-queue")
+
+    async def _queue_later(self, exchange: Exchange, headers: list[Header]) -> None:
+        try:
+            _json(exchange, 200, await self._house.queue.listing(), headers)
+        except PunaError as error:
+            self._refuse(exchange, error, headers)
+
+    def _metrics(self, exchange: Exchange, headers: list[Header]) -> None:
+        exchange.respond(200, self._house.metrics.text(), content_type=metrics.CONTENT_TYPE, headers=headers)
+
+    def _probe(self, exchange: Exchange, headers: list[Header]) -> None:
+        house, path = self._house, exchange.request.path
+        state = (house.connected(), house.fleet(), house.stopping())
+        if path == "/health":
+            status, told = health.serving(*state)
+        elif path == "/livez":
+            status, told = health.alive()
+        else:
+            status, told = health.ready(*state)
+        _json(exchange, status, told, headers)
+
+
+def _json(exchange: Exchange, status: int, told: dict[str, Any], headers: list[Header]) -> None:
+    exchange.respond(status, orjson.dumps(told), headers=headers)

@@ -1,0 +1,97 @@
+"""Settings of one gateway process. Every limit names its unit."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator
+
+from bus.settings import NatsSettings
+from schemas.request import DEADLINE_DEFAULT_S, DEADLINE_LIMIT_S
+
+
+def _words(value: Any) -> Any:
+    """A list may be given as one text with commas, as an environment variable must."""
+    return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
+
+
+Words = Annotated[list[str], BeforeValidator(_words)]
+Keys = Annotated[list[SecretStr], BeforeValidator(_words)]
+
+
+class GatewaySettings(BaseModel):
+    """What an operator may set. Defaults suit one machine: loopback, no keys, the local NATS server."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    listen: str = "127.0.0.1:8080"
+    """HOST:PORT; port 0 takes a free one; an IPv6 host stands in brackets."""
+    nats: NatsSettings = Field(default_factory=lambda: NatsSettings.model_validate({}))
+    api_keys: Keys = Field(default_factory=list[SecretStr])
+    """Keys in the form of a line of the file."""
+    api_keys_file: Path | None = None
+    """One key a line: `key`, `name:key` or `name:sha256:<hex>`; `#` begins a comment."""
+    metrics_open: bool = True
+    """`/metrics` needs no key."""
+    cors_origins: Words = Field(default_factory=list[str])
+    """Origins whose pages may call; `*` for all. Empty: no CORS headers at all."""
+    request_timeout_s: float = Field(default=DEADLINE_DEFAULT_S, gt=0, le=DEADLINE_LIMIT_S)
+    """Deadline of a request whose client names none."""
+    keep_alive_s: float = Field(default=15.0, gt=0)
+    """Between two SSE comments to a stream that waits."""
+    spill_after_s: float = Field(default=1.0, gt=0)
+    """A request that has waited this long asks cold nodes for help."""
+    bus_wait_s: float = Field(default=2.0, ge=0)
+    """A new request waits this long for a NATS session before it is refused with 503."""
+    tries: int = Field(default=3, ge=1, le=10)
+    """Nodes that a request is given to, one after the other, while its client has seen nothing."""
+    body_bytes: int = Field(default=8 << 20, gt=0)
+    """Largest request body, 413."""
+    answer_bytes: int = Field(default=64 << 20, gt=0)
+    """Largest answer that is not streamed."""
+    slow_client_bytes: int = Field(default=256 << 10, gt=0)
+    """A stream whose client has this much waiting gives its worker no more credit."""
+    requests_limit: int = Field(default=10_000, gt=0)
+    """Requests in flight; one more is refused with 429."""
+    connections: int = Field(default=10_000, gt=0)
+    """Open client connections; one more is answered 503."""
+    grace_s: float = Field(default=30.0, ge=0)
+    """On SIGTERM: how long running streams may take to end."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["auto", "json", "pretty"] = "auto"
+    """`auto`: pretty on a terminal, else JSON."""
+
+    @field_validator("listen")
+    @classmethod
+    def _listen_is_an_address(cls, value: str) -> str:
+        split_address(value)
+        return value
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port to listen on."""
+        return split_address(self.listen)
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can connect."""
+        return is_loopback(self.address[0])
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """`HOST:PORT`, `[IPV6]:PORT` or `:PORT` (all addresses). Raises `ValueError`, which says what to write."""
+    host, colon, port = text.rpartition(":")
+    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not colon or not (port.isascii() and port.isdigit() and int(port) < 65536):
+        raise ValueError(f"{text!r} is no address; write HOST:PORT, for example 127.0.0.1:8080")
+    return host or "0.0.0.0", int(port)  # noqa: S104  no host means every address, as `:8080` does elsewhere
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can connect to `host`."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,51 @@
+"""Fixtures for all tests: real servers, never mocks."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+FAKES = Path(__file__).parent / "fakes"
+
+
+def load_fake(name: str) -> ModuleType:
+    """A program of tests/fakes as a module (tests are no packages)."""
+    known = sys.modules.get(f"fakes_{name}")
+    if known is not None:
+        return known
+    spec = importlib.util.spec_from_file_location(f"fakes_{name}", FAKES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[f"fakes_{name}"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def new_nats_server(tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Factory: `new_nats_server(config="", jetstream=True)` → a running server (see tests/fakes/natsd.py)."""
+    natsd = load_fake("natsd")
+    started: list[Any] = []
+
+    def make(config: str = "", **options: Any) -> Any:
+        server = natsd.NatsServer(tmp_path / f"nats-{len(started)}", config, **options)
+        started.append(server)
+        server.start()
+        return server
+
+    yield make
+    for server in started:
+        server.kill()
+
+
+@pytest.fixture
+def nats_server(new_nats_server: Callable[..., Any]) -> Any:
+    """One running nats-server with JetStream: `.url .kill() .start() .pause() .resume() .restart()`."""
+    return new_nats_server()

@@ -1,0 +1,192 @@
+"""`puna-worker`: settings out of file, environment and command line, then one worker until a signal ends it.
+
+Once requests can be taken, one JSON line goes to stdout: `{"node", "pid", "http"}`. Logs go to stderr.
+The first SIGTERM or SIGINT drains: running requests may end. A second one ends them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from worker.enginespec import EngineBinary
+    from worker.keys import Keys
+    from worker.node import Node
+    from worker.settings import WorkerSettings
+
+FAILURE: Final = 1
+USAGE: Final = 2
+MISSING: Final = 69
+PARENT_CHECK_S: Final = 0.25
+ORPHANED_DRAIN_S: Final = 0.0
+"""Grace of a worker whose parent has gone: nobody looks after it any more."""
+
+Config = Annotated[Path | None, typer.Option(help="YAML file with the settings.", exists=True, dir_okay=False)]
+Nats = Annotated[str | None, typer.Option(help="NATS server, for example nats://127.0.0.1:4222.")]
+NodeId = Annotated[str | None, typer.Option(help="This node's id; NODE_NAME or the host's name if not given.")]
+Model = Annotated[list[str] | None, typer.Option(help="NAME=PATH of a GGUF file to serve; may be repeated.")]
+Slots = Annotated[int | None, typer.Option(help="Requests at the same time, of each model.")]
+Http = Annotated[str | None, typer.Option(help="HOST:PORT of the worker's own HTTP; port 0 takes a free one.")]
+StateDir = Annotated[Path | None, typer.Option(help="Folder for what must outlive the process.")]
+EnginePath = Annotated[Path | None, typer.Option(help="The llama-server to use.")]
+ParentPid = Annotated[int | None, typer.Option(help="End when this process ends.")]
+LogFormat = Annotated[str | None, typer.Option(help="auto, json or pretty.")]
+LogLevel = Annotated[str | None, typer.Option(help="debug, info, warning or error.")]
+
+
+def main() -> None:
+    """Entry point of `puna-worker`."""
+    typer.run(work)
+
+
+def work(
+    config: Config = None,
+    nats: Nats = None,
+    node: NodeId = None,
+    model: Model = None,
+    slots: Slots = None,
+    http: Http = None,
+    state_dir: StateDir = None,
+    engine: EnginePath = None,
+    parent_pid: ParentPid = None,
+    log_format: LogFormat = None,
+    log_level: LogLevel = None,
+) -> None:
+    """Join this machine's engines to a fleet."""
+    given: dict[str, Any] = {
+        "nats": {"url": nats},
+        "node": node,
+        "slots": slots,
+        "http": {"listen": http},
+        "state_dir": state_dir,
+        "engine": {"path": engine},
+        "log": {"format": log_format, "level": log_level},
+    }
+    settings, keys = _prepared(config, given, model)
+    from worker import logs
+
+    logs.set_up(settings.log.level, settings.log.format)
+    raise SystemExit(_run(settings, keys, parent_pid))
+
+
+def _prepared(config: Path | None, given: dict[str, Any], models: list[str] | None) -> tuple[WorkerSettings, Keys]:
+    from schemas.config import ConfigError
+    from schemas.errors import InvalidRequest
+    from worker.settings import model_argument, settings_from
+
+    try:
+        if models:
+            given["models"] = [model_argument(text) for text in models]
+        settings = settings_from(config, os.environ, given)
+        return settings, settings.http.keys()
+    except (ConfigError, ValueError, InvalidRequest, OSError) as error:
+        _give_up(str(error), USAGE)
+
+
+async def _found_engine(settings: WorkerSettings) -> EngineBinary | None:
+    """The engine program, if there is a model for it. Raises `Unavailable`, which says how to get one."""
+    from worker.finder import find_engine
+
+    return await find_engine(settings.engine.path, os.environ) if settings.models else None
+
+
+def _give_up(message: str, code: int) -> NoReturn:
+    sys.stderr.write(f"puna-worker: {message}\n")
+    raise SystemExit(code)
+
+
+def _run(settings: WorkerSettings, keys: Keys, parent_pid: int | None) -> int:
+    if sys.platform == "win32":
+        return asyncio.run(_serve(settings, keys, parent_pid))
+    import uvloop
+
+    return uvloop.run(_serve(settings, keys, parent_pid))
+
+
+async def _serve(settings: WorkerSettings, keys: Keys, parent_pid: int | None) -> int:
+    from schemas.errors import PunaError
+    from worker.node import Node
+
+    ends = _Ends(settings.drain_s)
+    try:
+        node = Node(settings, keys, await _found_engine(settings))
+        await node.start()
+    except PunaError as error:
+        sys.stderr.write(f"puna-worker: {error.message}\n")
+        return MISSING
+    except OSError as error:
+        sys.stderr.write(f"puna-worker: cannot listen on {settings.http.listen}: {error.strerror or error}\n")
+        return FAILURE
+    _announce({"node": settings.node, "pid": os.getpid(), "http": node.http_url})
+    watcher = asyncio.create_task(_outlive(parent_pid, ends), name="parent watch") if parent_pid else None
+    died = await ends.first(node)
+    await ends.unless_again(node.drain(ends.drain_s))
+    await node.stop()
+    if watcher is not None:
+        watcher.cancel()
+    return FAILURE if died else 0
+
+
+class _Ends:
+    """The ways to the end: a signal, a second one, a parent that is gone, a part that died."""
+
+    def __init__(self, drain_s: float) -> None:
+        self.drain_s = drain_s
+        self._asked = asyncio.Event()
+        self._again = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._signal)
+
+    def _signal(self) -> None:
+        if self._asked.is_set():
+            self._again.set()
+        self._asked.set()
+
+    def orphaned(self) -> None:
+        """The parent is gone."""
+        self.drain_s = ORPHANED_DRAIN_S
+        self._signal()
+
+    async def first(self, node: Node) -> bool:
+        """Until it is time to end; whether that is because something died."""
+        asked = asyncio.ensure_future(self._asked.wait())
+        await asyncio.wait([asked, node.ended], return_when=asyncio.FIRST_COMPLETED)
+        asked.cancel()
+        return node.ended.done()
+
+    async def unless_again(self, work: Any) -> None:
+        """Await `work`, but no longer than until the second signal."""
+        again, running = asyncio.ensure_future(self._again.wait()), asyncio.ensure_future(work)
+        await asyncio.wait([again, running], return_when=asyncio.FIRST_COMPLETED)
+        again.cancel()
+        running.cancel()
+        await asyncio.wait([again, running])
+
+
+def _announce(facts: Mapping[str, Any]) -> None:
+    import orjson
+
+    sys.stdout.write(orjson.dumps(facts).decode() + "\n")
+    sys.stdout.flush()
+
+
+async def _outlive(parent_pid: int, ends: _Ends) -> None:
+    """End soon after the parent does."""
+    import psutil
+
+    try:
+        parent = psutil.Process(parent_pid)
+        while parent.is_running() and parent.status() != psutil.STATUS_ZOMBIE:  # noqa: ASYNC110  it is no child of ours
+            await asyncio.sleep(PARENT_CHECK_S)
+    except psutil.NoSuchProcess:
+        parent = None
+    ends.orphaned()

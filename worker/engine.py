@@ -1,0 +1,232 @@
+"""One engine: a model served by one process at a time, started again when it fails.
+
+The run loop (`supervision`) owns process and state. Everybody else leaves a wish and waits for what comes of it:
+
+| asked          | stopped | starting | ready      | crashed                            | stopping          |
+|----------------|---------|----------|------------|------------------------------------|-------------------|
+| `want`         | starts  | -        | -          | -                                  | starts afterwards |
+| `start`        | starts  | waits    | returns    | tries at once                      | starts afterwards |
+| `ensure_ready` | starts  | waits    | the client | waits; refuses after three in a row | starts afterwards |
+| `stop`         | returns | ends it  | ends it    | ends the tries                     | waits             |
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from schemas.errors import ModelLoading, Unavailable
+from schemas.node import Capabilities, EngineState
+from schemas.node import Engine as Snapshot
+from web.client import Client
+from worker.enginelog import EngineLog
+from worker.enginespec import EngineBinary, EngineSettings, EngineSpec
+from worker.launch import engine_argv
+from worker.life import Home
+from worker.loadtimes import LoadTimes
+from worker.orphans import Notebook
+from worker.ports import PortPool
+from worker.supervision import Supervision
+
+log = logging.getLogger(__name__)
+
+_PROGRESS_LIMIT = 0.95
+_RETRY_AFTER_S = 5.0
+
+
+class Engine:
+    """A supervised engine. `on_change` is called after each change of its state, from the event loop.
+
+    Raises `FlagRefused` for a profile with a flag that may not be set.
+    """
+
+    def __init__(
+        self,
+        engine_id: str,
+        spec: EngineSpec,
+        binary: EngineBinary,
+        *,
+        ports: PortPool,
+        state_dir: Path,
+        settings: EngineSettings,
+        on_change: Callable[[Engine], None] = lambda _: None,
+    ) -> None:
+        engine_argv(binary, spec, port=0)
+        self.engine_id = engine_id
+        self.spec = spec
+        self.binary = binary
+        self.log = EngineLog(settings.log_lines)
+        self._settings = settings
+        self._on_change = on_change
+        self._load_times = LoadTimes(state_dir / "loads")
+        home = Home(engine_id, spec, binary, settings, ports, Notebook(state_dir / "engines"), self.log)
+        self._loop = Supervision(home, self._load_times, self._moved)
+        self._task: asyncio.Task[None] | None = None
+        self._wanted = False
+        self._changed = asyncio.Event()
+
+    # -- asking
+    def want(self) -> None:
+        """Ask for the engine to run, without waiting."""
+        self._wanted = True
+        if self._task is None:
+            run = self._loop.run(lambda: self._wanted)
+            self._task = asyncio.get_running_loop().create_task(run, name=f"engine {self.engine_id}")
+            self._task.add_done_callback(self._run_ended)
+
+    async def start(self) -> None:
+        """Run it and wait until it is ready.
+
+        Raises `Unavailable` if this try fails; further tries follow by themselves until `stop`.
+        """
+        self.want()
+        if self.state == "crashed":
+            self._loop.ask_try()
+            await self._until(lambda: self.state != "crashed")
+        await self._until(lambda: self.state in ("ready", "crashed") or not self._wanted)
+        if self.state != "ready":
+            raise self._unavailable()
+
+    async def stop(self, grace_s: float | None = None) -> None:
+        """End it: SIGTERM, after `grace_s` SIGKILL. Returns when nothing of it is left. May be called twice."""
+        self._wanted = False
+        if self._task is None:
+            return
+        goal = self._loop.stops + 1
+        self._loop.ask_stop(self._settings.stop_grace_s if grace_s is None else grace_s)
+        await self._until(lambda: self._loop.stops >= goal or self._task is None)
+
+    async def restart(self) -> None:
+        """`stop`, then `start`."""
+        await self.stop()
+        await self.start()
+
+    async def ensure_ready(self, deadline_s: float) -> Client:
+        """The client of a ready engine, which is started if need be; waits at most `deadline_s`.
+
+        Raises `ModelLoading` when it takes longer, `Unavailable` when it was stopped or has failed repeatedly.
+        """
+        if self.client is not None:
+            return self.client
+        self.want()
+        try:
+            async with asyncio.timeout(deadline_s):
+                await self._until(lambda: self.client is not None or self._hopeless())
+        except TimeoutError as error:
+            raise self._still_loading(deadline_s) from error
+        if self.client is None:
+            raise self._unavailable()
+        return self.client
+
+    # -- telling
+    @property
+    def state(self) -> EngineState:
+        """One of the states of `enginestate.MOVES`."""
+        return self._loop.state
+
+    @property
+    def since(self) -> float:
+        """Unix seconds at which the state was entered."""
+        return self._loop.since
+
+    @property
+    def reason(self) -> str | None:
+        """Why it is in this state; None when all is well."""
+        return self._loop.reason
+
+    @property
+    def next_retry_at(self) -> float | None:
+        """Unix seconds of the next try of a crashed engine."""
+        return self._loop.next_retry_at
+
+    @property
+    def load_seconds(self) -> float | None:
+        """How long the last load took, by this worker or an earlier one; None if there was none."""
+        return self._loop.load_seconds or self._load_times.last_s(self.spec.path)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the engine said of its model when it got ready."""
+        return self._loop.capabilities
+
+    @property
+    def client(self) -> Client | None:
+        """For requests to it; only while it is ready."""
+        return self._loop.client
+
+    @property
+    def pid(self) -> int | None:
+        """The engine's process, while there is one."""
+        return self._loop.life.process.pid if self._loop.life else None
+
+    @property
+    def port(self) -> int | None:
+        """The engine's port on the loopback, while there is a process."""
+        return self._loop.life.port if self._loop.life else None
+
+    @property
+    def progress(self) -> float | None:
+        """How far a load is, from 0 to 1, judged by the last one's time; None when not loading or not known."""
+        expected_s = self.load_seconds if self.state == "starting" else None
+        return min(_PROGRESS_LIMIT, max(0.0, time.time() - self.since) / expected_s) if expected_s else None
+
+    def snapshot(self, slots_busy: int = 0) -> Snapshot:
+        """What the heartbeat says of it."""
+        return Snapshot(
+            engine=self.engine_id,
+            model=self.spec.model,
+            devices=self.spec.devices,
+            state=self.state,
+            slots_total=self.spec.slots,
+            slots_busy=slots_busy,
+            pid=self.pid,
+            since=self.since,
+            reason=self.reason,
+            progress=self.progress,
+            next_retry_at=self.next_retry_at,
+            load_seconds=self.load_seconds,
+            capabilities=self.capabilities,
+        )
+
+    # -- the loop's callbacks
+    def _moved(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+        try:
+            self._on_change(self)
+        except Exception:  # a listener's fault must not end the engine
+            log.exception("a listener failed", extra={"event": "engine_listener_failed", "engine": self.engine_id})
+
+    def _run_ended(self, task: asyncio.Task[None]) -> None:
+        self._task = None
+        if not task.cancelled() and (error := task.exception()) is not None:
+            fields = {"event": "engine_loop_died", "engine": self.engine_id}
+            log.critical("the run loop of an engine died", exc_info=error, extra=fields)
+        if self._wanted and not task.cancelled():
+            self.want()
+        self._changed.set()
+
+    async def _until(self, reached: Callable[[], bool]) -> None:
+        while not reached():
+            await self._changed.wait()
+
+    def _hopeless(self) -> bool:
+        failed = self.state == "crashed" and self._loop.failures >= self._settings.give_up_waiting_after
+        return failed or not self._wanted
+
+    def _unavailable(self) -> Unavailable:
+        text = f"model {self.spec.model}: its engine is {self.state}" + (f": {self.reason}" if self.reason else "")
+        return Unavailable(text, retry_after_s=self._retry_after_s())
+
+    def _still_loading(self, waited_s: float) -> ModelLoading:
+        why = self.reason or self.state
+        text = f"model {self.spec.model} was not ready within {waited_s:g} s: {why}"
+        return ModelLoading(text, retry_after_s=self._retry_after_s())
+
+    def _retry_after_s(self) -> float:
+        if self.next_retry_at is not None:
+            return max(1.0, self.next_retry_at - time.time())
+        return max(1.0, (self.load_seconds or _RETRY_AFTER_S) - (time.time() - self.since))

@@ -1,0 +1,272 @@
+"""A framed reply: numbered frames that survive a broker which goes and comes.
+
+States: `asking` (the `accept` has no answer yet), `flowing`, `away` (the connection was lost; frames are kept), `over`.
+
+Rules
+- Nothing but `accept` leaves before `go`. `gone`, nobody there, or no answer in `ACCEPT_WAIT_S`: the work is abandoned.
+- Every frame stays in the window until it is credited. A full window stops the reading of the engine.
+- In a new session one held frame is sent as a knock. Only when the server has heard it and somebody listened, or
+  credit came, all that is held is sent again: a reader that is not back yet must see no gap.
+- Credit that stays away pauses the work and then ends it. A later epoch in a credit line means that we were given up.
+- After `end` or `error` the window is kept for `LINGER_S`, in case the connection goes just then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, Literal
+
+from bus.connection import Bus, GoneWatch
+from bus.errors import BusSlow, NoResponders
+from schemas.errors import BusUnavailable, Cancelled, DeadlineExceeded, PunaError
+from schemas.frame import ACCEPT, DATA, END, ERROR, GO, OPEN, PING, PRESENCE_PROBE_S, SILENCE_PING_S, encode_frame
+from schemas.reply import Accept, Open, Ping
+from worker.reply import Flow, Summary, fault_of, finish_of
+from worker.watch import Tasks
+from worker.window import Window
+from worker.work import Work
+
+ACCEPT_WAIT_S: Final = 1.0
+CREDIT_PAUSE_S: Final = 3.0
+CREDIT_CANCEL_S: Final = 10.0
+AWAY_LIMIT_S: Final = 10.0
+"""A stream whose connection stays away for this long is ended."""
+LINGER_S: Final = 3.0
+ACCEPT_TRIES: Final = 3
+"""Deliveries of a job after which a requester that does not answer is taken for gone."""
+
+State = Literal["asking", "flowing", "away", "over"]
+
+
+class FramedReply:
+    """One epoch of one request, on its way to one gateway."""
+
+    def __init__(
+        self, bus: Bus, watch: GoneWatch, tasks: Tasks, work: Work, accept: Accept, clock: Callable[[], float]
+    ) -> None:
+        self.token = work.head.reply.rpartition(".")[2]
+        self.data_frames = 0
+        self._bus = bus
+        self._tasks = tasks
+        self._work = work
+        self._clock = clock
+        self._subject = work.head.reply
+        self._gone_subject = watch.reply(self.token)
+        self._accept = encode_frame(ACCEPT, work.head.epoch, 0, accept.encode())
+        self._window = Window(work.head.epoch, first_seq=1)
+        self._state: State = "asking"
+        self._ended = False
+        self._paused = False
+        self._absent = False
+        self._flow: Flow | None = None
+        self._sent_at = self._credit_at = self._away_since = clock()
+        self._probe_at = 0.0
+
+    # -- the engine's side -------------------------------------------------------------------------------------------
+    def begin(self, flow: Flow) -> None:
+        """Ask the requester whether it still wants us."""
+        self._flow = flow
+        self._tasks.start(f"accept {self._work.head.request_id}", self._ask())
+
+    def open(self, status: int, content_type: str) -> None:
+        """The head of the engine's answer."""
+        self._put(OPEN, Open(status=status, content_type=content_type).encode())
+
+    def data(self, data: bytes) -> None:
+        """The hot path: a frame, kept and sent."""
+        self.data_frames += 1
+        self._put(DATA, data)
+
+    def end(self, summary: Summary) -> None:
+        """The last frame of a whole answer."""
+        self._last(END, finish_of(summary, self.data_frames).encode())
+
+    def error(self, error: PunaError) -> None:
+        """The last frame of a failed answer. Before `go` it is the only one: the requester has not asked for more."""
+        if self._state == "asking":
+            self._work.claim.settle()
+            self._window, self.data_frames = Window(self._work.head.epoch, first_seq=1), 0
+            self._state = "flowing"
+        self._last(ERROR, fault_of(error, self.data_frames).encode())
+
+    def _last(self, kind: bytes, payload: bytes) -> None:
+        if self._state != "over" and not self._ended:
+            self._put(kind, payload)
+            self._ended = True
+
+    def _put(self, kind: bytes, payload: bytes) -> None:
+        if self._ended or self._state == "over":
+            return
+        window = self._window
+        raw = window.add(kind, payload)
+        if self._state == "flowing" and window.unsent == window.next_seq - 1:
+            self._publish(raw, probe=kind is DATA or kind is PING)
+        if window.full:
+            self._pause()
+
+    def _publish(self, raw: bytes, *, probe: bool) -> bool:
+        now = self._clock()
+        reply = ""
+        if probe and now >= self._probe_at:
+            self._probe_at = now + PRESENCE_PROBE_S
+            reply = self._gone_subject
+        try:
+            self._bus.publish(self._subject, raw, reply=reply)
+        except BusSlow:
+            return False
+        except BusUnavailable:
+            self.lost()
+            return False
+        self._window.unsent += 1
+        self._sent_at = now
+        return True
+
+    def _flush(self) -> None:
+        for raw in self._window.waiting():
+            if not self._publish(raw, probe=False):
+                return
+
+    def _pause(self) -> None:
+        if not self._paused and self._flow is not None:
+            self._paused = True
+            self._flow.pause()
+
+    def _resume(self) -> None:
+        if self._paused and self._flow is not None:
+            self._paused = False
+            self._flow.resume()
+
+    def _abandon(self, error: PunaError, *, silent: bool = True) -> None:
+        """Give the work up. `silent`: nobody listens, so nothing is sent any more."""
+        if self._state == "over":
+            return
+        if silent:
+            self._state = "over"
+        if self._flow is not None and not self._ended:
+            self._flow.abandon(error)
+
+    # -- accept ------------------------------------------------------------------------------------------------------
+    async def _ask(self) -> None:
+        """Until the requester has said `go`, or there is no hope of it."""
+        claim, give_up_at = self._work.claim, self._clock() + AWAY_LIMIT_S
+        while self._state == "asking":
+            try:
+                answer = await self._bus.request(self._subject, self._accept, timeout_s=ACCEPT_WAIT_S)
+            except NoResponders:
+                claim.settle()
+                self._abandon(Cancelled("the requester is gone"))
+            except DeadlineExceeded:
+                self._unanswered()
+            except BusUnavailable as error:
+                await self._next_session(give_up_at)
+                if self._clock() >= give_up_at:
+                    self._abandon(error)
+            else:
+                self._answered(answer.payload)
+
+    async def _next_session(self, give_up_at: float) -> None:
+        try:
+            await self._bus.ready(max(give_up_at - self._clock(), 0.01))
+        except BusUnavailable:
+            return
+
+    def _answered(self, word: bytes) -> None:
+        if self._state != "asking":
+            return
+        self._work.claim.settle()
+        if word != GO:
+            self._abandon(Cancelled("the requester gave this attempt up"))
+            return
+        self._state = "flowing" if self._bus.connected else "away"
+        self._sent_at = self._credit_at = self._away_since = self._clock()
+        if self._state == "flowing":
+            self._flush()
+
+    def _unanswered(self) -> None:
+        claim = self._work.claim
+        if claim.delivered >= ACCEPT_TRIES:
+            claim.drop("the requester does not answer")
+        claim.give_back(ACCEPT_WAIT_S)
+        self._abandon(Cancelled("the requester did not answer in time"))
+
+    # -- the reader's side -------------------------------------------------------------------------------------------
+    @property
+    def away(self) -> bool:
+        """The connection was lost since the last frame that certainly had a reader."""
+        return self._state == "away"
+
+    def lost(self) -> None:
+        """The connection went: keep what comes. Work that waits for `go` asks again by itself."""
+        if self._state == "flowing":
+            self._state = "away"
+            self._away_since = self._clock()
+
+    def knock(self) -> None:
+        """Send the oldest held frame, or a ping, with a reply subject that tells if nobody listens."""
+        self._absent = False
+        if self._window.empty and not self._ended:
+            self._window.add(PING, b"")
+        self._window.rewind()
+        for raw in self._window.waiting()[:1]:
+            self._probe_at = 0.0
+            self._publish(raw, probe=True)
+
+    def back(self, *, give_up: bool) -> None:
+        """Send again what is held if the reader is there."""
+        if self._state != "away":
+            return
+        if not self._absent:
+            self._return()
+        elif give_up:
+            self._abandon(Cancelled("the requester did not come back"))
+
+    def _return(self) -> None:
+        self._state = "flowing"
+        self._window.rewind()
+        self._credit_at = self._clock()
+        self._flush()
+
+    def gone(self) -> None:
+        """Nobody listened. Right after a broken connection the reader may just not be back yet."""
+        if self._state == "away":
+            self._absent = True
+        elif self._state == "flowing":
+            self._abandon(Cancelled("the requester is gone"))
+
+    def credit(self, epoch: int, next_seq: int) -> None:
+        """The reader lives and has what comes before `next_seq`."""
+        if epoch != self._window.epoch:
+            if epoch > self._window.epoch:
+                self._abandon(Cancelled("the requester gave this attempt up"))
+            return
+        self._credit_at = self._clock()
+        self._window.credit(next_seq)
+        if self._state == "away" and self._bus.connected:
+            self._return()
+        if self._window.has_room:
+            self._resume()
+
+    # -- time --------------------------------------------------------------------------------------------------------
+    def tick(self, now: float) -> bool:
+        """Pings, silence, and ends. False: forget this reply."""
+        self._work.claim.keep(now)
+        if self._state == "away" and now - self._away_since > AWAY_LIMIT_S:
+            self._abandon(BusUnavailable("the connection to NATS did not come back in time"))
+        if self._state == "flowing":
+            self._flowing_tick(now)
+        if self._ended and self._state == "flowing":
+            return not self._window.empty and now - self._sent_at < LINGER_S
+        return self._state != "over"
+
+    def _flowing_tick(self, now: float) -> None:
+        if self._window.unsent < self._window.next_seq:
+            self._flush()
+        if self._ended:
+            return
+        quiet_s = now - self._credit_at
+        if quiet_s > CREDIT_CANCEL_S:
+            self._abandon(Cancelled("the requester does not read"), silent=False)
+        elif quiet_s > CREDIT_PAUSE_S:
+            self._pause()
+        if now - self._sent_at >= SILENCE_PING_S:
+            self._put(PING, Ping().encode())

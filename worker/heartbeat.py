@@ -1,0 +1,149 @@
+"""The node's heartbeat: every two seconds, at once on change, at once in a new session; gone after a clean stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping
+from typing import Final, Protocol
+
+from bus.connection import Bus
+from bus.kv import Bucket
+from schemas.errors import PunaError
+from schemas.node import Device, Engine, Heartbeat, Pressure
+from schemas.subjects import encode
+from schemas.topology import HEARTBEAT_S
+
+log = logging.getLogger(__name__)
+
+CHANGE_GAP_S: Final = 0.1
+"""Between two heartbeats: what changes more often is told together."""
+
+
+class Beating(Protocol):
+    """An engine, as far as the heartbeat is concerned."""
+
+    def snapshot(self, slots_busy: int = 0) -> Engine:
+        """The engine of now."""
+        ...
+
+
+class Facts(Protocol):
+    """What the heartbeat tells of the rest of the node."""
+
+    def devices(self) -> tuple[Device, ...]:
+        """Devices with their figures."""
+        ...
+
+    def pressure(self) -> Pressure:
+        """How much is going on."""
+        ...
+
+    def busy(self, model: str) -> int:
+        """Slots in use."""
+        ...
+
+
+class HeartbeatMaker:
+    """Makes this process's heartbeats. `http`, `draining` may change."""
+
+    def __init__(
+        self,
+        node: str,
+        boot_id: str,
+        version: str,
+        engines: Mapping[str, Beating],
+        facts: Facts,
+        *,
+        labels: Mapping[str, str],
+        region: str | None,
+    ) -> None:
+        self.http: str | None = None
+        self.draining = False
+        self._fixed = {
+            "node": node,
+            "boot_id": boot_id,
+            "version": version,
+            "started_at": time.time(),
+            "architecture": platform.machine(),
+            "region": region,
+            "labels": dict(labels),
+            "pid": os.getpid(),
+        }
+        self._engines = engines
+        self._facts = facts
+        self._sequence = 0
+
+    def beat(self) -> Heartbeat:
+        """The heartbeat of now, with the sequence of the last one that was sent."""
+        engines = (engine.snapshot(self._facts.busy(model)) for model, engine in self._engines.items())
+        return Heartbeat.model_validate(
+            self._fixed
+            | {
+                "sequence": self._sequence,
+                "devices": self._facts.devices(),
+                "engines": tuple(engines),
+                "pressure": self._facts.pressure(),
+                "draining": self.draining,
+                "http": self.http,
+            }
+        )
+
+    def next(self) -> Heartbeat:
+        """The next heartbeat to send."""
+        self._sequence += 1
+        return self.beat()
+
+
+class Heartbeats:
+    """Sends them."""
+
+    def __init__(self, bus: Bus, make: Callable[[], Heartbeat], node: str, on_failed: Callable[[], None]) -> None:
+        self._bucket = Bucket(bus, bus.names.bucket_nodes)
+        self._bus = bus
+        self._make = make
+        self._key = encode(node)
+        self._on_failed = on_failed
+        self._changed = asyncio.Event()
+
+    def changed(self) -> None:
+        """Something that a heartbeat tells is different now."""
+        self._changed.set()
+
+    async def session(self) -> None:
+        """A new session: whoever watches must see us at once."""
+        self.changed()
+
+    async def run(self) -> None:
+        """Send until cancelled, from the first session on."""
+        await self._changed.wait()
+        while True:
+            self._changed.clear()
+            if self._bus.connected:
+                await self._send()
+            await asyncio.sleep(CHANGE_GAP_S)
+            await self._until_changed(HEARTBEAT_S - CHANGE_GAP_S)
+
+    async def _until_changed(self, timeout_s: float) -> None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._changed.wait()
+        except TimeoutError:
+            return
+
+    async def _send(self) -> None:
+        try:
+            await self._bucket.put(self._key, self._make().model_dump_json().encode())
+        except PunaError as error:
+            self._on_failed()
+            log.info("heartbeat_failed", extra={"event": "heartbeat_failed", "reason": error.message})
+
+    async def leave(self) -> None:
+        """Take the node out of the fleet."""
+        try:
+            await self._bucket.delete(self._key)
+        except PunaError as error:
+            log.info("heartbeat_left", extra={"event": "heartbeat_left", "reason": error.message})

@@ -1,0 +1,169 @@
+"""The worker's own HTTP: a node works with no gateway. Plain calls out of the server's callback."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+
+from schemas.errors import (
+    AuthenticationFailed,
+    Cancelled,
+    InvalidName,
+    InvalidRequest,
+    MethodNotAllowed,
+    ModelNotFound,
+    NotFound,
+    PunaError,
+)
+from schemas.node import Heartbeat
+from schemas.openai import check_body
+from schemas.request import DEADLINE_DEFAULT_S, RequestHead
+from schemas.subjects import H_TRACEPARENT, check_request_id
+from web import Exchange, Header
+from worker.httpreply import HttpReply, retry_headers
+from worker.keys import Keys
+from worker.metrics import CONTENT_TYPE, Metrics
+from worker.serving import Serving
+from worker.work import Claim, Work
+
+log = logging.getLogger(__name__)
+
+CHAT: Final = "/v1/chat/completions"
+LAG_LIMIT_S: Final = 5.0
+"""An event loop that is later than this does not answer requests in time."""
+_OPEN: Final = frozenset(("/healthz", "/livez", "/readyz", "/metrics"))
+
+
+@dataclass(frozen=True, slots=True)
+class House:
+    """What the pages speak of."""
+
+    serving: Serving
+    beat: Callable[[], Heartbeat]
+    metrics: Metrics
+    keys: Keys
+    connected: Callable[[], bool]
+    lag_s: Callable[[], float]
+    clock: Callable[[], float]
+    fresh_id: Callable[[], str]
+
+
+class Pages:
+    """The HTTP server's handler."""
+
+    def __init__(self, house: House) -> None:
+        self._house = house
+        self._pages: dict[str, Callable[[Exchange], None]] = {
+            "/v1/models": self._models,
+            "/v1/node/inventory": self._inventory,
+            "/healthz": self._health,
+            "/livez": self._live,
+            "/readyz": self._ready,
+            "/metrics": self._metrics,
+        }
+
+    def handle(self, exchange: Exchange) -> None:
+        """Answer one request, now or later."""
+        path = exchange.request.path
+        try:
+            if path not in _OPEN and not self._house.keys.allow(exchange.request.headers):
+                raise AuthenticationFailed("send one of this worker's API keys as 'Authorization: Bearer KEY'")
+            if path == CHAT:
+                self._chat(exchange)
+            else:
+                self._page(exchange)
+        except PunaError as error:
+            exchange.respond(error.http_status, error.body(), headers=retry_headers(error))
+
+    def _page(self, exchange: Exchange) -> None:
+        path, method = exchange.request.path, exchange.request.method
+        page = self._pages.get(path)
+        if page is None:
+            raise NotFound(f"no page {path[:80]!r} here; this is a worker, the gateway has more")
+        if method not in ("GET", "HEAD"):
+            raise MethodNotAllowed(f"{path} takes GET")
+        page(exchange)
+
+    # -- requests ----------------------------------------------------------------------------------------------------
+    def _chat(self, exchange: Exchange) -> None:
+        request, house = exchange.request, self._house
+        if request.method != "POST":
+            raise MethodNotAllowed(f"{CHAT} takes POST")
+        found = check_body("chat", request.body)
+        if not house.serving.slots.serves(found.model):
+            raise ModelNotFound(f"this node does not serve model {found.model}", param="model")
+        shown, own = self._ids(exchange)
+        head = RequestHead(
+            "chat", own, "", deadline_s=DEADLINE_DEFAULT_S, traceparent=request.headers.get(H_TRACEPARENT)
+        )
+        now = house.clock()
+        work = Work(head, found.model, request.body, "http", now, Claim(None, now), found.stream)
+        headers: list[Header] = [("x-request-id", shown)]
+        reply = HttpReply(
+            exchange,
+            stream=found.stream,
+            headers=headers,
+            clock=house.clock,
+            on_left=lambda: house.serving.cancel(own, None, Cancelled("the client left")),
+        )
+        house.serving.take(work, reply)
+
+    def _ids(self, exchange: Exchange) -> tuple[str, str]:
+        """The id that the client sees, its own if it sent one, and ours, which nobody can use twice."""
+        fresh = self._house.fresh_id()
+        given = exchange.request.headers.get("x-request-id")
+        if not given:
+            return fresh, fresh
+        try:
+            return check_request_id(given), f"{fresh}-{given}"[:128]
+        except InvalidName as error:
+            raise InvalidRequest(f"x-request-id: {error.message}", param="x-request-id") from error
+
+    # -- pages -------------------------------------------------------------------------------------------------------
+    def _models(self, exchange: Exchange) -> None:
+        beat = self._house.beat()
+        data = [
+            {
+                "id": engine.model,
+                "object": "model",
+                "created": int(beat.started_at),
+                "owned_by": "puna",
+                "status": engine.state,
+                "meta": engine.capabilities.model_dump(mode="json", exclude_none=True),
+            }
+            for engine in beat.engines
+        ]
+        _json(exchange, 200, {"object": "list", "data": data})
+
+    def _inventory(self, exchange: Exchange) -> None:
+        exchange.respond(200, self._house.beat().model_dump_json().encode())
+
+    def _health(self, exchange: Exchange) -> None:
+        _json(exchange, 200, {"status": "ok"})
+
+    def _live(self, exchange: Exchange) -> None:
+        lag_s = self._house.lag_s()
+        late = lag_s > LAG_LIMIT_S
+        body = {"status": "late" if late else "ok", "event_loop_lag_s": round(lag_s, 3)}
+        _json(exchange, 503 if late else 200, body)
+
+    def _ready(self, exchange: Exchange) -> None:
+        beat = self._house.beat()
+        reasons = [] if self._house.connected() else ["not connected to NATS"]
+        if beat.draining:
+            reasons.append("draining")
+        if not any(engine.state == "ready" for engine in beat.engines):
+            told = [f"{engine.model} is {engine.state}: {engine.reason or 'no reason'}" for engine in beat.engines]
+            reasons += told or ["no model is configured"]
+        _json(exchange, 503 if reasons else 200, {"status": "unready" if reasons else "ok", "reasons": reasons})
+
+    def _metrics(self, exchange: Exchange) -> None:
+        exchange.respond(200, self._house.metrics.text(), content_type=CONTENT_TYPE)
+
+
+def _json(exchange: Exchange, status: int, body: dict[str, Any]) -> None:
+    exchange.respond(status, orjson.dumps(body))

@@ -1,0 +1,95 @@
+"""What Prometheus reads of a worker. Base units, counters end in `_total`; labels have few values."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Final, Protocol
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.metrics_core import Metric
+
+from worker.inference import Inference
+
+CACHE_S: Final = 1.0
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+_WAITS: Final = (0.001, 0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_SERVICE: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1800)
+
+
+class Source(Protocol):
+    """Series that are read when somebody asks for them."""
+
+    def collect(self) -> Iterable[Metric]:
+        """The series of now."""
+        ...
+
+
+class Metrics:
+    """All series of one worker, in a registry of their own."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.registry = CollectorRegistry(auto_describe=False)
+        registry = self.registry
+        self.requests = Counter(
+            "puna_worker_requests_total",
+            "Attempts at requests that ended.",
+            ["op", "model", "outcome"],
+            registry=registry,
+        )
+        self.decisions = Counter(
+            "puna_worker_decisions_total", "What the dispatcher did.", ["origin", "decision"], registry=registry
+        )
+        self.waited = Histogram(
+            "puna_worker_queue_seconds", "From the line to the engine.", ["model"], registry=registry, buckets=_WAITS
+        )
+        self.first_data = Histogram(
+            "puna_worker_first_data_seconds", "From the engine's call to its first data.", ["model"],
+            registry=registry, buckets=_WAITS,
+        )  # fmt: skip
+        self.service = Histogram(
+            "puna_worker_service_seconds", "From the engine's call to its end.", ["model"],
+            registry=registry, buckets=_SERVICE,
+        )  # fmt: skip
+        self.tokens = Counter(
+            "puna_worker_tokens_total", "Tokens that engines counted.", ["model", "kind"], registry=registry
+        )
+        self.engine_failures = Counter(
+            "puna_worker_engine_failures_total", "Engines that ended by themselves.", ["model"], registry=registry
+        )
+        self.bus_sessions = Counter(
+            "puna_worker_bus_sessions_total", "Connections to NATS that were made.", registry=registry
+        )
+        self.heartbeats_failed = Counter(
+            "puna_worker_heartbeats_failed_total", "Heartbeats that NATS did not take.", registry=registry
+        )
+        self.loop_lag = Gauge(
+            "puna_worker_event_loop_lag_seconds", "How late the event loop was at its last tick.", registry=registry
+        )
+        self._clock = clock
+        self._text = b""
+        self._made_at = float("-inf")
+
+    def add(self, source: Source) -> None:
+        """Series that are made when they are read."""
+        self.registry.register(source)  # pyright: ignore[reportArgumentType]  any object with `collect` will do
+
+    def ended(self, inference: Inference) -> None:
+        """Count one attempt that ended."""
+        work, summary, error = inference.work, inference.summary, inference.outcome
+        self.requests.labels(work.head.op, work.model, error.code if error else "ok").inc()
+        self.waited.labels(work.model).observe(max(summary.waited_s, 0.0))
+        self.service.labels(work.model).observe(summary.total_s)
+        if summary.first_data_s is not None:
+            self.first_data.labels(work.model).observe(summary.first_data_s)
+        for kind in ("prompt", "completion"):
+            count = (summary.usage or {}).get(f"{kind}_tokens")
+            if isinstance(count, int) and count > 0:
+                self.tokens.labels(work.model, kind).inc(count)
+
+    def text(self) -> bytes:
+        """What `/metrics` answers, made at most once a second."""
+        now = self._clock()
+        if now - self._made_at >= CACHE_S:
+            self._text, self._made_at = generate_latest(self.registry), now
+        return self._text

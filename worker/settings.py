@@ -1,0 +1,208 @@
+"""Settings of one worker process. Every limit names its unit."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import platform
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
+
+from bus.settings import NatsSettings
+from schemas.config import load
+from schemas.errors import InvalidName
+from schemas.subjects import check_model_id, check_node_id
+from worker.enginespec import EngineSettings, FlagValue
+from worker.keys import Keys, read_keys
+
+
+def _words(value: Any) -> Any:
+    """A list may be given as one text with commas, as an environment variable must."""
+    return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
+
+
+class Group(BaseModel):
+    """Base of all groups of settings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelSettings(Group):
+    """One model that this node serves."""
+
+    model: str
+    """The name that clients ask for."""
+    path: Path
+    """The GGUF file, the first one of a split model."""
+    context_tokens: int | None = Field(default=None, ge=64)
+    """What one request may use; unset: what the model was made for, shared by the slots."""
+    slots: int | None = Field(default=None, ge=1, le=256)
+    """Requests at the same time; unset: the node's `slots`."""
+    flags: dict[str, FlagValue] = Field(default_factory=dict[str, FlagValue])
+    """llama-server's own long flags, with or without their dashes."""
+    environment: dict[str, str] = Field(default_factory=dict[str, str])
+    devices: Annotated[tuple[str, ...], BeforeValidator(_words)] = ()
+    """`cuda:0`, `cpu:0`…; unset: all GPUs that the engine sees, the CPU where there is none."""
+    threads: int | None = Field(default=None, ge=1)
+
+    @field_validator("model")
+    @classmethod
+    def _known_shape(cls, value: str) -> str:
+        try:
+            return check_model_id(value)
+        except InvalidName as error:
+            raise ValueError(error.message) from error
+
+
+class HttpSettings(Group):
+    """The worker's own HTTP."""
+
+    listen: str = "127.0.0.1:8081"
+    """HOST:PORT; port 0 takes a free one; an IPv6 host stands in brackets."""
+    api_keys: Annotated[list[SecretStr], BeforeValidator(_words)] = Field(default_factory=list[SecretStr])
+    api_keys_file: Path | None = None
+    """One key a line: `key`, `name:key` or `name:sha256:<hex>`; `#` begins a comment."""
+    body_bytes: int = Field(default=8 << 20, gt=0)
+    """Largest request body, 413."""
+
+    @field_validator("listen")
+    @classmethod
+    def _listen_is_an_address(cls, value: str) -> str:
+        split_address(value)
+        return value
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port to listen on."""
+        return split_address(self.listen)
+
+    def keys(self) -> Keys:
+        """The keys that may call. Raises `BadKey`, `OSError`, and `OpenDoor` where everybody could call."""
+        lines = [key.get_secret_value() for key in self.api_keys]
+        if self.api_keys_file is not None:
+            lines += self.api_keys_file.read_text(encoding="utf-8").splitlines()
+        keys = read_keys(lines, str(self.api_keys_file or "api_keys"))
+        if not len(keys) and not is_loopback(self.address[0]):
+            raise OpenDoor(self.listen)
+        return keys
+
+
+class OpenDoor(ValueError):
+    """The worker's HTTP would be open to others without a key."""
+
+    def __init__(self, listen: str) -> None:
+        super().__init__(
+            f"{listen} can be reached by others, and no API key is set. Put keys into a file, one a line as "
+            "'name:key', and set http.api_keys_file (PUNA_HTTP__API_KEYS_FILE=FILE), or set PUNA_HTTP__API_KEYS=KEY. "
+            "Or listen on 127.0.0.1 only."
+        )
+
+
+class LogSettings(Group):
+    """What is written to stderr."""
+
+    format: Literal["json", "pretty", "auto"] = "auto"
+    """`auto`: for people on a terminal, else JSON."""
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+def default_node(environ: Mapping[str, str] | None = None) -> str:
+    """`NODE_NAME`, else this host's name, with what may not stand in a node id replaced by `-`."""
+    environ = os.environ if environ is None else environ
+    name = environ.get("NODE_NAME") or platform.node() or "node"
+    return re.sub(r"[^A-Za-z0-9._-]", "-", name).lstrip("._-")[:64] or "node"
+
+
+def default_state_dir(node: str, environ: Mapping[str, str] | None = None) -> Path:
+    """Where this node keeps what must outlive the process."""
+    environ = os.environ if environ is None else environ
+    base = environ.get("XDG_STATE_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "state") / "puna" / "worker" / node
+
+
+class WorkerSettings(Group):
+    """What an operator may set. Defaults suit one machine: loopback, the local NATS server."""
+
+    node: str = Field(default_factory=default_node)
+    nats: NatsSettings = Field(default_factory=lambda: NatsSettings.model_validate({}))
+    engine: EngineSettings = Field(default_factory=EngineSettings)
+    models: list[ModelSettings] = Field(default_factory=list[ModelSettings])
+    slots: int = Field(default=4, ge=1, le=256)
+    """Requests at the same time, of each model that does not say."""
+    http: HttpSettings = Field(default_factory=HttpSettings)
+    labels: dict[str, str] = Field(default_factory=dict[str, str])
+    region: str | None = None
+    state_dir: Path | None = None
+    """Unset: a folder of this node's own under the user's state folder."""
+    drain_s: float = Field(default=30.0, ge=0)
+    """On SIGTERM: how long running requests may take to end."""
+    log: LogSettings = Field(default_factory=LogSettings)
+
+    @field_validator("node")
+    @classmethod
+    def _node_is_a_name(cls, value: str) -> str:
+        try:
+            return check_node_id(value)
+        except InvalidName as error:
+            raise ValueError(error.message) from error
+
+    @model_validator(mode="after")
+    def _models_differ(self) -> Self:
+        names = [each.model for each in self.models]
+        twice = {name for name in names if names.count(name) > 1}
+        if twice:
+            raise ValueError(f"models: {', '.join(sorted(twice))} is named twice; each model has one entry")
+        return self
+
+    @property
+    def state_folder(self) -> Path:
+        """Where this node keeps what must outlive the process."""
+        return self.state_dir or default_state_dir(self.node)
+
+
+def settings_from(config: Path | None, environ: Mapping[str, str], given: Mapping[str, Any]) -> WorkerSettings:
+    """Command line over environment over file over defaults. Raises `ConfigError`, `InvalidRequest`, `OSError`."""
+    text = config.read_text(encoding="utf-8") if config else ""
+    nats = NatsSettings.from_env(environ).model_dump(exclude_unset=True)
+    known = {f"PUNA_NATS__{name.upper()}": _plain(value) for name, value in nats.items()}
+    if environ.get("NODE_NAME"):
+        known["PUNA_NODE"] = default_node(environ)
+    source = str(config) if config else "the environment"
+    return load(WorkerSettings, text=text, source=source, environ=known | dict(environ), overrides=given)
+
+
+def _plain(value: Any) -> str:
+    secret = getattr(value, "get_secret_value", None)
+    return str(secret() if secret else value)
+
+
+_FLAG_MODEL: Final = re.compile(r"([^=]+)=(.+)")
+
+
+def model_argument(text: str) -> dict[str, Any]:
+    """`NAME=PATH` of the command line. Raises `ValueError`."""
+    hit = _FLAG_MODEL.fullmatch(text)
+    if hit is None:
+        raise ValueError(f"--model {text!r}: write NAME=PATH, for example smollm2=/models/smollm2.gguf")
+    return {"model": hit[1].strip(), "path": str(Path(hit[2]).expanduser())}
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """`HOST:PORT`, `[IPV6]:PORT` or `:PORT` (all addresses). Raises `ValueError`, which says what to write."""
+    host, colon, port = text.rpartition(":")
+    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not colon or not (port.isascii() and port.isdigit() and int(port) < 65536):
+        raise ValueError(f"{text!r} is no address; write HOST:PORT, for example 127.0.0.1:8081")
+    return host or "0.0.0.0", int(port)  # noqa: S104  no host means every address, as `:8081` does elsewhere
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can connect to `host`."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
