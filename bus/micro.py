@@ -92,9 +92,15 @@ class Service:
         one that takes over `timeout_s` is cancelled and answered with 504. Raises `InvalidName`.
         """
         check_subscription(subject, queue)
-        endpoint = Endpoint(self._bus, f"{self.name}.{_checked_name(name)}", handler, running_limit_requests, timeout_s)
-        endpoint.identity = {"name": name, "subject": subject, "queue_group": queue or ""}
-        endpoint.metadata = dict(metadata or {})
+        endpoint = Endpoint(
+            self._bus,
+            {"name": _checked_name(name), "subject": subject, "queue_group": queue or ""},
+            handler,
+            title=f"{self.name}.{name}",
+            metadata=dict(metadata or {}),
+            running_limit_requests=running_limit_requests,
+            timeout_s=timeout_s,
+        )
         self._endpoints.append(endpoint)
         if self._control:
             endpoint.listen()
@@ -146,20 +152,12 @@ class Service:
 
     def stats(self) -> dict[str, Any]:
         """The answer to STATS; times in nanoseconds."""
-        return self._identity("stats") | {
-            "started": self._started,
-            "endpoints": [endpoint.stats() for endpoint in self._endpoints],
-        }
+        endpoints = [endpoint.stats() for endpoint in self._endpoints]
+        return self._identity("stats") | {"started": self._started, "endpoints": endpoints}
 
     def _identity(self, kind: str) -> dict[str, Any]:
-        type_ = f"io.nats.micro.v1.{kind}_response"
-        return {
-            "type": type_,
-            "name": self.name,
-            "id": self.id,
-            "version": self.version,
-            "metadata": self._metadata,
-        }
+        service = {"name": self.name, "id": self.id, "version": self.version}
+        return {"type": f"io.nats.micro.v1.{kind}_response", **service, "metadata": self._metadata}
 
     def _verb_subjects(self, verb: str) -> list[str]:
         every = f"{self._prefix}.{verb}"
@@ -194,7 +192,20 @@ class Tally:
 class Endpoint:
     """Owner of one endpoint's subscription, of its running handlers and of its tally."""
 
-    def __init__(self, bus: Bus, title: str, handler: Handler, running_limit_requests: int, timeout_s: float) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        identity: dict[str, str],
+        handler: Handler,
+        *,
+        title: str,
+        metadata: dict[str, str],
+        running_limit_requests: int,
+        timeout_s: float,
+    ) -> None:
+        self.identity: Final = identity
+        self.metadata: Final = metadata
+        self.tally = Tally()
         self._bus: Final = bus
         self._title: Final = title
         self._handler: Final = handler
@@ -203,9 +214,6 @@ class Endpoint:
         self._subscription: Subscription | None = None
         self._running: set[asyncio.Task[None]] = set()
         self._fault_logged_s = -math.inf
-        self.identity: dict[str, str] = {}
-        self.metadata: dict[str, str] = {}
-        self.tally = Tally()
 
     def listen(self) -> None:
         """Begin to answer."""
@@ -231,18 +239,14 @@ class Endpoint:
 
     def stats(self) -> dict[str, Any]:
         """Its part of STATS."""
-        tally = self.tally
+        tally, running = self.tally, len(self._running)
         return self.identity | {
             "num_requests": tally.requests,
             "num_errors": tally.errors,
             "last_error": tally.last_error,
             "processing_time": tally.processing_ns,
             "average_processing_time": tally.processing_ns // max(tally.requests, 1),
-            "data": {
-                "running": len(self._running),
-                "running_limit": self._running_limit_requests,
-                "refused": tally.refused,
-            },
+            "data": {"running": running, "running_limit": self._running_limit_requests, "refused": tally.refused},
         }
 
     def _received(self, message: Message) -> None:
@@ -271,8 +275,9 @@ class Endpoint:
 
     async def _work(self, message: Message, begun_ns: int, answer: Awaitable[bytes]) -> None:
         outcome: bytes | PunaError
+        limit = asyncio.timeout(self._timeout_s)
         try:
-            async with asyncio.timeout(self._timeout_s) as limit:
+            async with limit:
                 outcome = await answer
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
@@ -302,7 +307,7 @@ class Endpoint:
 
     def _settle(self, message: Message, begun_ns: int, outcome: object) -> None:
         if not isinstance(outcome, bytes | PunaError):
-            outcome = self._failure(TypeError(f"a handler answers with bytes, not {type(outcome).__name__}"))
+            outcome = PunaError(f"{self._title} made an answer of {type(outcome).__name__} instead of bytes")
         failed = _answer(self._bus, message.reply, outcome)
         self.tally.add(time.perf_counter_ns() - begun_ns, failed)
 

@@ -23,7 +23,7 @@ from gateway.submission import Line
 from gateway.tasks import Tasks
 from schemas.errors import BusUnavailable, LineFull, PunaError, RateLimited, Unavailable
 from schemas.frame import ACCEPT, GONE, BadFrame
-from schemas.reply import Cancel
+from schemas.reply import Cancel, encode_credit
 from web import Exchange, Header
 
 log = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ class Inference:
         if isinstance(route, router.Refuse):
             raise route.error
         self._count += 1
-        stream = Stream(ticket, f"{self._count:x}", Answer(exchange, ticket.op, headers), self)
+        stream = Stream(ticket, f"{self.gateway}-{self._count:x}", Answer(exchange, ticket.op, headers), self)
         stream.held = route.reason if isinstance(route, router.Hold) else None
         self._streams[stream.token] = stream
         exchange.on_closed = stream.left
@@ -149,6 +149,12 @@ class Inference:
         facts = {"event": "request_tried_again", "request": stream.ticket.wire_id, "epoch": stream.epoch}
         log.info("request_tried_again", extra=facts | {"why": why.code})
         self._submit(stream)
+
+    def credit(self, stream: Stream) -> None:
+        """Tell the node at once what it need not keep any longer."""
+        if stream.node is not None:
+            line = stream.credit(self._settings.slow_client_bytes)
+            self._send(self._bus.names.node(stream.node, "credit"), encode_credit([line]))
 
     def ended(self, stream: Stream) -> None:
         """Forget the stream; write its one log line."""

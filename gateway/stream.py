@@ -29,6 +29,9 @@ _PASSING: Final = frozenset((500, 502, 503, 504))
 _DONE_MARK: Final = b"data: [DONE]"
 _ENDS_WITH_DONE: Final = frozenset(("chat", "completions"))
 
+CREDIT_AFTER_BYTES: Final = 256 << 10
+"""An answer that is gathered here is credited each time it has grown so much: a worker keeps 1 MiB and then waits."""
+
 Outcome = Literal["ok", "refused", "failed", "lost", "deadline", "left"]
 
 
@@ -51,6 +54,10 @@ class Owner(Protocol):
         """The stream has a new epoch: into the line with it."""
         ...
 
+    def credit(self, stream: Stream) -> None:
+        """Tell the node at once what it need not keep any longer."""
+        ...
+
     def ended(self, stream: Stream) -> None:
         """Nothing more will come of it."""
         ...
@@ -71,6 +78,7 @@ class Stream:
         "_keep_alive",
         "_last",
         "_open",
+        "_owed_bytes",
         "_owner",
         "_silence",
         "_write",
@@ -131,6 +139,7 @@ class Stream:
         self.first_data_at: float | None = None
         self._open: Open | None = None
         self._early: list[bytes] = []
+        self._owed_bytes = 0
         self._last = b""
         self._silence = Silence()
 
@@ -211,6 +220,10 @@ class Stream:
             self._write(payload)
             return
         self._early.append(payload)
+        self._owed_bytes += len(payload)
+        if self._owed_bytes >= CREDIT_AFTER_BYTES:
+            self._owed_bytes = 0
+            self._owner.credit(self)
         if self.bytes_out > self._owner.answer_bytes:
             text = f"the answer is over {self._owner.answer_bytes} bytes; ask for less, or for a stream"
             self._owner.withdraw(self)

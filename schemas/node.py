@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -15,6 +16,13 @@ class Wire(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
+class ProcessMemory(Wire):
+    """What one process holds of a device's memory, by the pid that the driver knows."""
+
+    pid: int
+    memory_bytes: int
+
+
 class DeviceMetrics(Wire):
     """Live figures of one device. `None`: the device does not tell."""
 
@@ -22,10 +30,22 @@ class DeviceMetrics(Wire):
     utilization_percent: float | None = None
     temperature_c: float | None = None
     power_w: float | None = None
+    power_limit_w: float | None = None
+    energy_j: float | None = None
+    """Counted since the driver was loaded; it may start anew."""
+    clock_core_mhz: float | None = None
+    clock_memory_mhz: float | None = None
+    throttle: tuple[str, ...] | None = None
+    """Why the clocks are held down now; empty: they are not. Being idle is no reason."""
+    ecc_corrected_total: int | None = None
+    """Since the driver was loaded."""
+    ecc_uncorrected_total: int | None = None
+    processes: tuple[ProcessMemory, ...] | None = None
+    """Those that hold memory, the largest first, at most 32."""
 
 
 class Device(Wire):
-    """One GPU (`cuda:0`) or the host's processors (`cpu:0`)."""
+    """One GPU (`cuda:0`), a part of one (`cuda:0.1`), or the host's processors (`cpu:0`)."""
 
     device: str
     backend: str
@@ -34,6 +54,15 @@ class Device(Wire):
     memory_total_bytes: int
     memory_free_bytes: int
     metrics: DeviceMetrics = DeviceMetrics()
+    parent: str | None = None
+    """The GPU that this is a part of (MIG): `cuda:0`."""
+    pci: str | None = None
+    """`0000:01:00.0`."""
+    driver: str | None = None
+    unified_memory: bool = False
+    """Its memory is the host's: what it takes is missing at `cpu:0`."""
+    reason: str | None = None
+    """Why no engine can use it now; nothing may be placed on it then."""
 
 
 class Capabilities(Wire):
@@ -61,6 +90,16 @@ class Engine(Wire):
     next_retry_at: float | None = None
     load_seconds: float | None = None
     capabilities: Capabilities = Capabilities()
+
+
+class Share(Wire):
+    """One kind of resource of a node (`cpu`, `mem`, `cuda.device`, `cuda.mem`): bytes for memory, else pieces."""
+
+    total: Decimal
+    reserved: Decimal = Decimal(0)
+    """Kept for others than engines."""
+    occupied: Decimal = Decimal(0)
+    available: Decimal
 
 
 class Pressure(Wire):

@@ -62,8 +62,8 @@ class Engine:
         self._settings = settings
         self._on_change = on_change
         self._load_times = LoadTimes(state_dir / "loads")
-        home = Home(engine_id, spec, binary, settings, ports, Notebook(state_dir / "engines"), self.log)
-        self._loop = Supervision(home, self._load_times, self._moved)
+        self._home = Home(engine_id, spec, binary, settings, ports, Notebook(state_dir / "engines"), self.log)
+        self._loop = Supervision(self._home, self._load_times, self._moved)
         self._task: asyncio.Task[None] | None = None
         self._wanted = False
         self._changed = asyncio.Event()
@@ -73,8 +73,7 @@ class Engine:
         """Ask for the engine to run, without waiting."""
         self._wanted = True
         if self._task is None:
-            run = self._loop.run(lambda: self._wanted)
-            self._task = asyncio.get_running_loop().create_task(run, name=f"engine {self.engine_id}")
+            self._task = asyncio.get_running_loop().create_task(self._run(), name=f"engine {self.engine_id}")
             self._task.add_done_callback(self._run_ended)
 
     async def start(self) -> None:
@@ -191,23 +190,33 @@ class Engine:
             capabilities=self.capabilities,
         )
 
-    # -- the loop's callbacks
+    # -- the loop
+    async def _run(self) -> None:
+        await self._loop.run(lambda: self._wanted)
+        # at once with the loop's last look at the wish, so that a later wish meets no loop that is about to end
+        self._task = None
+
+    def _run_ended(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        fields = {"event": "engine_loop_died", "engine": self.engine_id}
+        log.critical("the run loop of an engine died", exc_info=error, extra=fields)
+        self._task = None
+        self._loop = Supervision(self._home, self._load_times, self._moved)
+        if self._wanted:
+            self.want()
+        self._wake()
+
     def _moved(self) -> None:
-        changed, self._changed = self._changed, asyncio.Event()
-        changed.set()
+        self._wake()
         try:
             self._on_change(self)
         except Exception:  # a listener's fault must not end the engine
             log.exception("a listener failed", extra={"event": "engine_listener_failed", "engine": self.engine_id})
 
-    def _run_ended(self, task: asyncio.Task[None]) -> None:
-        self._task = None
-        if not task.cancelled() and (error := task.exception()) is not None:
-            fields = {"event": "engine_loop_died", "engine": self.engine_id}
-            log.critical("the run loop of an engine died", exc_info=error, extra=fields)
-        if self._wanted and not task.cancelled():
-            self.want()
-        self._changed.set()
+    def _wake(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
 
     async def _until(self, reached: Callable[[], bool]) -> None:
         while not reached():

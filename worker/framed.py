@@ -18,7 +18,7 @@ from typing import Final, Literal
 
 from bus.connection import Bus, GoneWatch
 from bus.errors import BusSlow, NoResponders
-from schemas.errors import BusUnavailable, Cancelled, DeadlineExceeded, PunaError
+from schemas.errors import BodyTooLarge, BusUnavailable, Cancelled, DeadlineExceeded, PunaError
 from schemas.frame import ACCEPT, DATA, END, ERROR, GO, OPEN, PING, PRESENCE_PROBE_S, SILENCE_PING_S, encode_frame
 from schemas.reply import Accept, Open, Ping
 from worker.reply import Flow, Summary, fault_of, finish_of
@@ -113,6 +113,9 @@ class FramedReply:
         try:
             self._bus.publish(self._subject, raw, reply=reply)
         except BusSlow:
+            return False
+        except BodyTooLarge as error:  # a server with a smaller limit took over: what is held cannot go out any more
+            self._abandon(error)
             return False
         except BusUnavailable:
             self.lost()

@@ -10,11 +10,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
 import orjson
 
+from bus.blobs import Blobs
 from bus.connection import Bus, Message, Subscription
 from bus.job import Job
 from bus.pull import WorkPull
@@ -27,13 +29,28 @@ from schemas.subjects import BATCH, H_REPLY, INTERACTIVE, WORKERS_GROUP, decode
 from worker.native import error_headers
 from worker.reply import fault_of
 from worker.serving import Serving
+from worker.watch import Tasks
 from worker.work import Claim, Origin, Work
 
 log = logging.getLogger(__name__)
 
 BATCH_DELAY_S: Final = 0.02
+BODY_FETCH_S: Final = 1.5
+"""How long a body may take from the object store: less than the line's `ack_wait`, so that nobody else gets the job."""
 NATIVE_UNCHECKED: Final = frozenset(("transcriptions",))
 """Operations whose body is not JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A message that was read as a request; its body may still be on its way."""
+
+    origin: Origin
+    head: RequestHead
+    model: str
+    claim: Claim
+    job: Job | None
+    answer_to: str
 
 
 class Inbox:
@@ -46,6 +63,7 @@ class Inbox:
         models: Iterable[str],
         serving: Serving,
         *,
+        tasks: Tasks,
         clock: Callable[[], float],
         fresh_id: Callable[[], str],
         repair: Callable[[], Awaitable[None]],
@@ -54,6 +72,8 @@ class Inbox:
         self._node = node
         self._models = tuple(models)
         self._serving = serving
+        self._tasks = tasks
+        self._blobs = Blobs(bus, bus.names.bucket_blobs)
         self._clock = clock
         self._fresh_id = fresh_id
         self._subscriptions: list[Subscription] = []
@@ -130,22 +150,50 @@ class Inbox:
         job: Job | None,
     ) -> None:
         claim = Claim(job, self._clock())
+        answer_to = reply or (headers or {}).get(H_REPLY, "")
         head: RequestHead | None = None
         try:
             head = head_of(headers, op=op, reply=reply, request_id=self._fresh_id())
-            work = self._work(origin, head, payload, decode(token), claim, job)
+            arrival = Arrival(origin, head, decode(token), claim, job, answer_to)
         except PunaError as error:
-            claim.drop(error.code)
-            self._refuse(head, reply or (headers or {}).get(H_REPLY, ""), error)
+            self._turn_away(claim, head, answer_to, error)
+            return
+        if head.blob is None:
+            self._admit(arrival, payload)
+        else:
+            self._tasks.start(f"body {head.request_id}", self._fetch(arrival, head.blob))
+
+    async def _fetch(self, arrival: Arrival, blob: str) -> None:
+        """The body was too large for a message: it lies in the object store."""
+        try:
+            async with asyncio.timeout(BODY_FETCH_S):
+                body = await self._blobs.get(blob)
+        except TimeoutError:
+            error = BusUnavailable(f"the body did not arrive from the object store within {BODY_FETCH_S:g} s")
+            self._turn_away(arrival.claim, arrival.head, arrival.answer_to, error)
+        except PunaError as error:
+            self._turn_away(arrival.claim, arrival.head, arrival.answer_to, error)
+        else:
+            self._admit(arrival, body)
+
+    def _admit(self, arrival: Arrival, body: bytes) -> None:
+        try:
+            work = self._work(arrival, body)
+        except PunaError as error:
+            self._turn_away(arrival.claim, arrival.head, arrival.answer_to, error)
             return
         self._serving.take(work)
 
-    def _work(self, origin: Origin, head: RequestHead, body: bytes, model: str, claim: Claim, job: Job | None) -> Work:
-        stream = None
+    def _turn_away(self, claim: Claim, head: RequestHead | None, answer_to: str, error: PunaError) -> None:
+        claim.drop(error.code)
+        self._refuse(head, answer_to, error)
+
+    def _work(self, arrival: Arrival, body: bytes) -> Work:
+        head, job, stream = arrival.head, arrival.job, None
         if not head.framed and head.op not in NATIVE_UNCHECKED:
-            body, stream = checked(head.op, model, body)
+            body, stream = checked(head.op, arrival.model, body)
         waited_s = max(time.time() - job.published_at, 0.0) if job else 0.0
-        return Work(head, model, body, origin, self._clock(), claim, stream, waited_s)
+        return Work(head, arrival.model, body, arrival.origin, self._clock(), arrival.claim, stream, waited_s)
 
     def _refuse(self, head: RequestHead | None, subject: str, error: PunaError) -> None:
         """The request cannot even be read: say so, if there is anybody to say it to."""

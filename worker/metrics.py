@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.metrics_core import Metric
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 
 from worker.inference import Inference
 
@@ -17,12 +17,41 @@ _WAITS: Final = (0.001, 0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60
 _SERVICE: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1800)
 
 
-class Source(Protocol):
-    """Series that are read when somebody asks for them."""
+class Counts(Protocol):
+    """Slots, as far as metrics are concerned."""
+
+    @property
+    def models(self) -> Iterable[str]:
+        """Models that have slots here."""
+        ...
+
+    def total(self, model: str) -> int:
+        """Slots of the model."""
+        ...
+
+    def busy(self, model: str) -> int:
+        """Those in use."""
+        ...
+
+
+class Present:
+    """Series that are read when somebody asks for them: what is the case now."""
+
+    def __init__(self, slots: Counts, waiting: Callable[[], int], connected: Callable[[], bool]) -> None:
+        self._slots = slots
+        self._waiting = waiting
+        self._connected = connected
 
     def collect(self) -> Iterable[Metric]:
         """The series of now."""
-        ...
+        total = GaugeMetricFamily("puna_worker_slots", "Slots of the model's engine.", labels=["model"])
+        busy = GaugeMetricFamily("puna_worker_slots_busy", "Slots in use.", labels=["model"])
+        for model in self._slots.models:
+            total.add_metric([model], self._slots.total(model))
+            busy.add_metric([model], self._slots.busy(model))
+        yield from (total, busy)
+        yield GaugeMetricFamily("puna_worker_waiting", "Requests of the own HTTP that wait.", value=self._waiting())
+        yield GaugeMetricFamily("puna_worker_bus_connected", "1 while NATS is there.", value=int(self._connected()))
 
 
 class Metrics:
@@ -70,9 +99,9 @@ class Metrics:
         self._text = b""
         self._made_at = float("-inf")
 
-    def add(self, source: Source) -> None:
+    def add(self, present: Present) -> None:
         """Series that are made when they are read."""
-        self.registry.register(source)  # pyright: ignore[reportArgumentType]  any object with `collect` will do
+        self.registry.register(present)  # pyright: ignore[reportArgumentType]  any object with `collect` will do
 
     def ended(self, inference: Inference) -> None:
         """Count one attempt that ended."""

@@ -24,7 +24,7 @@ from worker.heartbeat import HeartbeatMaker, Heartbeats
 from worker.http import House, Pages
 from worker.inbox import Inbox
 from worker.keys import Keys
-from worker.metrics import Metrics
+from worker.metrics import Metrics, Present
 from worker.orphans import Notebook
 from worker.ports import PortPool
 from worker.pulse import Pulse
@@ -119,6 +119,7 @@ class Node:
             clock=self._clock,
             on_change=self._changed,
         )
+        self._metrics.add(Present(self._serving.slots, lambda: len(self._serving.waiting), lambda: bus.connected))
         self._maker = HeartbeatMaker(
             settings.node, fresh_id(), _version(), self._engines, self, labels=settings.labels, region=settings.region
         )
@@ -129,6 +130,7 @@ class Node:
             settings.node,
             self._engines,
             self._serving,
+            tasks=self._tasks,
             clock=self._clock,
             fresh_id=fresh_id,
             repair=self._ensure_topology,

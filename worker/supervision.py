@@ -26,7 +26,7 @@ class Supervision:
     """Runs an engine from `run` until it is asked to stop; a process that ends by itself is started again.
 
     `ask_stop` and `ask_try` leave a wish; `stops` counts the stops that were carried out. `on_move` is called after
-    each change, from the loop.
+    each change, also of pid and reason, from the loop.
     """
 
     def __init__(self, home: Home, load_times: LoadTimes, on_move: Callable[[], None]) -> None:
@@ -75,6 +75,7 @@ class Supervision:
         self._move("starting", "loading the model")
         try:
             self.life = await Life.begin(self._home)
+            self._on_move()
             await self._serve(self.life)
         except StartFailed as failure:
             self._crash(failure.reason, another_port=failure.another_port)

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, cast
 
+import psutil
+
 from bench.processes import Children, StartFailed, family, free_port
 
 MODEL: Final = "fake"
@@ -108,12 +110,28 @@ def puna(
     gateway_pid = children.start("gateway", gateway, env)
     children.wait("gateway", lambda: _answers(f"http://127.0.0.1:{port}/livez"), "answer to /livez")
     children.wait("worker", lambda: _chats(f"http://127.0.0.1:{port}", name), f"answer from {name}")
-    engines = tuple(process.pid for process in family(worker_pid)[1:] if "--alias" in process.cmdline())
-    workers = tuple(process.pid for process in family(worker_pid) if process.pid not in engines)
-    if not engines:
-        raise StartFailed("worker: it answers, but none of its children looks like an engine")
+    engines, workers = _engine_and_rest(worker_pid)
     groups = {"gateway": (gateway_pid,), "worker": workers, "nats-server": (nats_pid,), "engine": engines}
     return Way("puna", port, groups, ("gateway", "worker", "nats-server"), model=name)
+
+
+def _engine_and_rest(worker_pid: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The engine is the descendant that listens where its own command says; guards and the like count as worker."""
+    family_pids = [process.pid for process in family(worker_pid)]
+    engines = tuple(process.pid for process in family(worker_pid)[1:] if engine_port(process) in _listening(process))
+    if not engines:
+        raise StartFailed("worker: it answers, but none of its children looks like an engine")
+    return engines, tuple(pid for pid in family_pids if pid not in engines)
+
+
+def engine_port(engine: psutil.Process) -> int | None:
+    """The port in its command."""
+    command = engine.cmdline()
+    return int(command[command.index("--port") + 1]) if "--port" in command else None
+
+
+def _listening(process: psutil.Process) -> set[int | None]:
+    return {each.laddr.port for each in process.net_connections("tcp") if each.status == psutil.CONN_LISTEN}
 
 
 def _worker(children: Children, nats_url: str, model: str, slots: int, engine: Path | None) -> list[str | Path]:

@@ -52,9 +52,9 @@ def _straight(fleet: paths.Way) -> paths.Way:
     """The fleet's own engine, asked without the fleet: its port and key are in its command and environment."""
     pids = fleet.groups["engine"]
     engine = psutil.Process(pids[0])
-    command = engine.cmdline()
-    key = engine.environ().get("LLAMA_API_KEY", "")
-    return paths.Way("direct", int(command[command.index("--port") + 1]), {"engine": pids}, (), model=NAME, key=key)
+    port, key = paths.engine_port(engine), engine.environ().get("LLAMA_API_KEY", "")
+    assert port is not None  # it is how the engine was found
+    return paths.Way("direct", port, {"engine": pids}, (), model=NAME, key=key)
 
 
 def _pin(fleet: paths.Way) -> None:

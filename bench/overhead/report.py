@@ -50,6 +50,8 @@ def _comparisons(samples: Samples) -> Iterator[tuple[str, str, Figure | None]]:
         yield f"{way} - direct", "first chunk, median, ms", samples.added(way, figures.first_ms, "direct")
         yield f"{way} - direct", "engine to client, median, ms", samples.added(way, figures.delay_ms, "direct")
         yield f"{way} ÷ direct", "chunks/s", samples.ratio(way, figures.chunks_per_s, "direct")
+        engine = figures.per_cpu_s("engine")
+        yield f"{way} ÷ direct", "chunks per CPU second, engine", samples.ratio(way, engine, "direct")
     gateway, nginx = figures.per_cpu_s("gateway"), figures.per_cpu_s("nginx")
     if {"puna", "nginx"} <= set(samples.ways):
         yield "gateway ÷ nginx", "chunks per CPU second", samples.ratio("puna", gateway, "nginx", nginx)

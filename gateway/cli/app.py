@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from gateway.cli.exits import FAILURE, INTERRUPTED, MEANINGS, OK, CliError
+from gateway.cli.exits import FAILURE, INTERRUPTED, MEANINGS, OK, USAGE, CliError
 
 if TYPE_CHECKING:
     from gateway.cli.checks import Check
@@ -28,9 +28,13 @@ app = typer.Typer(
     epilog=_EPILOG,
     rich_markup_mode=None,
     add_completion=False,
+    pretty_exceptions_enable=False,
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+_WRONG_USAGE: Final[Any] = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "UsageError")
+"""Click's error; typer carries a click of its own and has no public name for it."""
 
 Nats = Annotated[str | None, typer.Option("--nats", help="NATS URL; else NATS_URL, NATS_CONTEXT, a running `puna up`.")]
 Gateway = Annotated[str | None, typer.Option("--gateway", help="Gateway URL; else PUNA_GATEWAY, a running `puna up`.")]
@@ -41,25 +45,21 @@ Watch = Annotated[bool, typer.Option("--watch", "-w", help="Show changes until C
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command; returns its exit code. All errors end here, as one line on stderr."""
-    import click
-
     from schemas.errors import PunaError
 
     try:
         code = app(args=list(arguments), prog_name="puna", standalone_mode=False)
         return code if isinstance(code, int) else OK
-    except click.exceptions.Exit as error:
-        return error.exit_code
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the exit flushes into nothing
         return FAILURE
     except (CliError, PunaError) as error:
         return _told(error)
+    except _WRONG_USAGE as error:
+        error.show()
+        return USAGE
 
 
 def _told(error: CliError | PunaError) -> int:

@@ -59,13 +59,18 @@ class NodeSource:
 
 async def read_nodes(bus: Bus) -> list[Heartbeat]:
     """The last heartbeat of each node that lives, by name."""
-    from bus.errors import NoStream
+    from bus.errors import JetStreamError
     from bus.kv import Bucket
+    from bus.topology import STREAM_NOT_FOUND
 
+    bucket = Bucket(bus, bus.names.bucket_nodes)
     try:
-        return from_snapshot(await Bucket(bus, bus.names.bucket_nodes).entries())
-    except NoStream:
-        return []
+        await bus.js_api(f"STREAM.INFO.{bucket.stream}")
+    except JetStreamError as error:
+        if error.err_code == STREAM_NOT_FOUND:
+            return []  # no node has ever joined
+        raise
+    return from_snapshot(await bucket.entries())
 
 
 def from_snapshot(entries: Mapping[str, Entry]) -> list[Heartbeat]:

@@ -11,7 +11,7 @@ from gateway.cli.children import Child
 from gateway.cli.tables import Row, engine_rows
 from schemas.node import Heartbeat
 
-_QUESTION: Final = "What is the capital of France?"
+_QUESTION: Final = "Explain in one sentence what a computer does."
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,33 +49,20 @@ Puna is up: {url}/v1   model: {facts.model}
 {more}
 # in a shell
 curl -N {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{{
-  "model": "{facts.model}", "stream": true, "messages": [{{"role": "user", "content": "{_QUESTION}"}}]}}'
+  "model": "{facts.model}", "stream": true, "temperature": 0, "max_tokens": 100,
+  "messages": [{{"role": "user", "content": "{_QUESTION}"}}]}}'
 
 # in Python, after pip install openai
 from openai import OpenAI
 client = OpenAI(base_url="{url}/v1", api_key="none")
 messages = [{{"role": "user", "content": "{_QUESTION}"}}]
-for chunk in client.chat.completions.create(model="{facts.model}", messages=messages, stream=True):
+for chunk in client.chat.completions.create(
+    model="{facts.model}", messages=messages, stream=True, temperature=0, max_tokens=100
+):
     print(chunk.choices[0].delta.content or "", end="", flush=True)
 
 # or here: puna run {facts.model} "{_QUESTION}"; puna ps; puna nodes; puna doctor
 # state and logs: {facts.state_dir}   Ctrl-C ends everything
-"""
-Puna is up: {url}/v1   model: {facts.model}
-{more}
-  curl -N {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{{
-    "model": "{facts.model}", "stream": true, "messages": [{{"role": "user", "content": "{_QUESTION}"}}]}}'
-
-  from openai import OpenAI
-
-  client = OpenAI(base_url="{url}/v1", api_key="none")
-  for chunk in client.chat.completions.create(
-      model="{facts.model}", stream=True, messages=[{{"role": "user", "content": "{_QUESTION}"}}]
-  ):
-      print(chunk.choices[0].delta.content or "", end="", flush=True)
-
-Or: puna run {facts.model} "{_QUESTION}"   More: puna ps, puna nodes, puna doctor
-State and logs: {facts.state_dir}   Ctrl-C ends everything.
 """
 
 
@@ -106,6 +93,8 @@ def all_ready(nodes: Sequence[Heartbeat], workers: Sequence[Child], model: str) 
 
 def changes(before: Mapping[str, str], rows: Sequence[Row]) -> tuple[dict[str, str], list[str]]:
     """For output that is no terminal: what is news, as lines. Slots and ages are not; states are."""
-    after = {f"{row['node']} {row.get('model', '')}".strip(): str(row["state"]) for row in rows}
+    after = {f"{row['node']} {row.get('model', '')}".strip(): str(row["state"]).split(",")[0] for row in rows}
     lines = [f"{name}: {state}" for name, state in after.items() if before.get(name) != state]
-    return after, lines + [f"{name}: gone" for name in before.keys() - after.keys() if " " in name]
+    told = {str(row["node"]) for row in rows}
+    left = [name for name in before.keys() - after.keys() if name.split(" ")[0] not in told]
+    return after, lines + [f"{name}: gone" for name in left]

@@ -166,7 +166,7 @@ def engine_endpoints(fleet: Fleet) -> list[tuple[int, str]]:
             command, environ = process.cmdline(), process.environ()
             if "--port" in command and "--alias" in command:
                 found.append((int(command[command.index("--port") + 1]), environ.get("LLAMA_API_KEY", "")))
-    return found
+    return list(dict.fromkeys(found))  # a launcher that became the engine has its flags too
 
 
 async def engine_get(port: int, key: str, path: str) -> Any:

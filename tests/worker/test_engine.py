@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from schemas.errors import ModelLoading, Unavailable
 from worker.engine import Engine
 from worker.enginespec import EngineBinary, EngineSettings, EngineSpec
@@ -42,7 +43,8 @@ class Watched:
         self._changed = asyncio.Event()
 
     def _note(self, engine: Engine) -> None:
-        self.told.append(engine.state)
+        if self.told[-1:] != [engine.state]:
+            self.told.append(engine.state)
         self._changed.set()
 
     async def until(self, reached: Callable[[Engine], bool]) -> float:

@@ -1,89 +1,60 @@
-"""NVIDIA's devices through NVML. A host without a driver has none; a figure that a device does not tell is left out."""
+"""NVIDIA's devices: through NVML, else `nvidia-smi`.
+
+`cuda:0` and up, in the order of their PCI bus, as engines see them with `CUDA_DEVICE_ORDER=PCI_BUS_ID`; `cuda:0.1` is a
+MIG instance. An engine is pinned by ids, which are the same after a reboot, in a container and when a GPU is missing.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pynvml
 
-from schemas.node import Device, DeviceMetrics
+from schemas.node import Device
+from worker.accelerators.nvidia_smi import NvidiaSmi
+from worker.accelerators.nvml import Nvml
+from worker.accelerators.visible import Visible
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 
 class Cuda:
-    """`cuda:0` and up, in the order of their PCI bus, as engines see them with `CUDA_DEVICE_ORDER=PCI_BUS_ID`."""
+    """Those that the worker's own `CUDA_VISIBLE_DEVICES` leaves it."""
 
     backend = "cuda"
 
-    def __init__(self, nvml: Any = pynvml) -> None:
-        self._nvml = nvml
+    def __init__(
+        self, nvml: Any = pynvml, smi: NvidiaSmi | None = None, environ: Mapping[str, str] = os.environ
+    ) -> None:
+        self._nvml = Nvml(nvml)
+        self._smi = smi or NvidiaSmi()
+        self._visible = Visible.of(environ.get("CUDA_VISIBLE_DEVICES"))
         self._uuids: dict[str, str] = {}
 
     def discover(self) -> bool:
-        """Whether there is a driver and a device. Only then NVML stays loaded."""
-        try:
-            self._nvml.nvmlInit()
-            count = int(self._nvml.nvmlDeviceGetCount())
-        except self._nvml.NVMLError as error:
-            log.debug("no_nvidia", extra={"event": "no_nvidia", "reason": str(error)})
-            return False
-        return count > 0
+        """Whether there is a driver and a device."""
+        return bool(self.sample())
 
     def sample(self) -> list[Device]:
-        """The devices of now. One that fell off the bus is left out, and comes back when it does."""
-        count = self._tell(self._nvml.nvmlDeviceGetCount) or 0
-        found = (self._device(index) for index in range(count))
-        return [device for device in found if device is not None]
+        """The devices of now. One that fell off the bus is not among them, and comes back when it does."""
+        found = self._nvml.devices()
+        if found is None:
+            found = self._smi.devices() or []
+        kept = [device for device in found if self._may_use(device)]
+        self._uuids |= {device.device: device.uuid for device in kept if device.uuid}
+        return kept
 
-    def environment(self, device: str) -> Mapping[str, str]:
-        """One device by its id, which is the same after a reboot, a MIG change or in a container."""
-        shown = self._uuids.get(device) or device.partition(":")[2]
-        return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": shown}
+    def environment(self, devices: Sequence[str]) -> Mapping[str, str]:
+        """These devices and no other; without any, none. CUDA takes one MIG instance a process: the first one."""
+        shown = [self._uuids.get(device) or device.partition(":")[2] for device in devices]
+        if len(shown) > 1 and any("." in device for device in devices):
+            log.warning("mig_alone", extra={"event": "mig_alone", "devices": ",".join(devices)})
+            shown = shown[:1]
+        return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(shown) or "-1"}
 
-    def _device(self, index: int) -> Device | None:
-        nvml = self._nvml
-        handle = self._tell(nvml.nvmlDeviceGetHandleByIndex, index)
-        memory = self._tell(nvml.nvmlDeviceGetMemoryInfo, handle) if handle is not None else None
-        if memory is None:
-            return None
-        name, uuid = f"cuda:{index}", _text(self._tell(nvml.nvmlDeviceGetUUID, handle))
-        if uuid:
-            self._uuids[name] = uuid
-        return Device(
-            device=name,
-            backend="cuda",
-            name=_text(self._tell(nvml.nvmlDeviceGetName, handle)) or "NVIDIA",
-            uuid=uuid,
-            memory_total_bytes=int(memory.total),
-            memory_free_bytes=int(memory.free),
-            metrics=self._metrics(handle, int(memory.used)),
-        )
-
-    def _metrics(self, handle: Any, used_bytes: int) -> DeviceMetrics:
-        nvml = self._nvml
-        rates = self._tell(nvml.nvmlDeviceGetUtilizationRates, handle)
-        temperature = self._tell(nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU)
-        power_mw = self._tell(nvml.nvmlDeviceGetPowerUsage, handle)
-        return DeviceMetrics(
-            memory_used_bytes=used_bytes,
-            utilization_percent=None if rates is None else float(rates.gpu),
-            temperature_c=None if temperature is None else float(temperature),
-            power_w=None if power_mw is None else power_mw / 1000,
-        )
-
-    def _tell(self, ask: Callable[..., T], *arguments: Any) -> T | None:
-        """One figure; `None` where the device does not support it or has just gone."""
-        try:
-            return ask(*arguments)
-        except self._nvml.NVMLError as error:
-            log.debug("nvml_silent", extra={"event": "nvml_silent", "reason": str(error)})
-            return None
-
-
-def _text(value: str | bytes | None) -> str | None:
-    return value.decode(errors="replace") if isinstance(value, bytes) else value
+    def _may_use(self, device: Device) -> bool:
+        index = int(device.device.partition(":")[2].partition(".")[0])
+        return self._visible.has(index, device.uuid)

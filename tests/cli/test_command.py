@@ -1,0 +1,116 @@
+"""The command as a person types it: quick help, exit codes, messages that say what to do."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from gateway.cli.exits import MEANINGS, CliError, code_of
+from gateway.cli.ports import check_free, free_port
+from schemas.errors import BusUnavailable, DeadlineExceeded, ModelNotFound, NotAllowed
+
+ROOT = Path(__file__).parents[2]
+NOWHERE = "nats://127.0.0.1:1"
+
+
+def test_help_comes_within_a_quarter_of_a_second(puna) -> None:
+    took: list[float] = []
+    for _ in range(5):
+        started = time.perf_counter()
+        assert puna("--help").returncode == 0
+        took.append(time.perf_counter() - started)
+    assert min(took) < 0.25, took
+
+
+@pytest.mark.parametrize("command", ["up", "ps", "nodes", "ls", "run", "doctor", "status", "worker", "gateway"])
+def test_every_command_has_its_own_help(puna, command) -> None:
+    done = puna(command, "--help")
+    assert done.returncode == 0
+    assert "usage" in done.stdout.lower()
+
+
+def test_the_exit_codes_are_in_the_help_and_in_the_manual(puna) -> None:
+    said, manual = " ".join(puna("--help").stdout.split()), (ROOT / "docs/cli.md").read_text()
+    for code, meaning in MEANINGS.items():
+        assert f"{code} {meaning}" in said
+        assert f"| {code} |" in manual
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ModelNotFound("x"), 3),
+        (NotAllowed("x"), 4),
+        (DeadlineExceeded("x"), 5),
+        (BusUnavailable("x"), 69),
+        (CliError("x", 6), 6),
+        (ValueError("x"), 1),
+    ],
+)
+def test_errors_become_exit_codes(error, code) -> None:
+    assert code_of(error) == code
+
+
+@pytest.mark.parametrize(
+    "arguments", [("nonsense",), ("ps", "-o", "xml"), ("up", "--workers", "0"), ("up", "-o", "yaml"), ("run",)]
+)
+def test_wrong_usage_is_2(puna, arguments) -> None:
+    assert puna(*arguments).returncode == 2
+
+
+def test_without_nats_the_lists_end_with_69_and_say_what_to_do(puna) -> None:
+    done = puna("ps", "--nats", NOWHERE)
+    assert (done.returncode, done.stdout) == (69, "")
+    assert "puna up" in done.stderr
+
+
+def test_without_a_gateway_run_says_what_to_do(puna) -> None:
+    done = puna("run", "smollm2", "hello", "--gateway", "http://127.0.0.1:1")
+    assert done.returncode == 1
+    assert "puna up" in done.stderr
+
+
+def test_doctor_goes_on_past_what_is_wrong_and_gives_each_remedy(puna) -> None:
+    done = puna("doctor", "--nats", NOWHERE, "--gateway", "http://127.0.0.1:1", "-o", "json")
+    assert done.returncode == 69
+    checks = {check["name"]: check for check in json.loads(done.stdout)}
+    assert {"python", "nats-server", "engine", "cache folder", "state folder", "nats", "gateway"} <= set(checks)
+    assert all(check["remedy"] for check in checks.values() if check["result"] != "ok")
+
+
+def test_a_fleet_without_nodes_is_red(puna, nats_server) -> None:
+    done = puna("status", "--nats", nats_server.url, "--gateway", "http://127.0.0.1:1", "-o", "json")
+    assert done.returncode == 1
+    checks = {check["name"]: check["result"] for check in json.loads(done.stdout)}
+    assert checks == {"nats": "ok", "jetstream": "ok", "permissions": "ok", "nodes": "fail", "gateway": "fail"}
+
+
+def test_an_empty_fleet_is_said_on_stderr_and_is_an_empty_list_for_programs(puna, nats_server) -> None:
+    assert "puna worker" in puna("ps", "--nats", nats_server.url).stderr
+    assert json.loads(puna("ps", "--nats", nats_server.url, "-o", "json").stdout) == []
+
+
+def test_a_model_that_does_not_exist_stops_up_before_anything_runs(puna, tmp_path) -> None:
+    done = puna("up", "--port", "0", "--model", "missing.gguf", "--state-dir", str(tmp_path / "state"))
+    assert done.returncode == 3
+    assert "give the path of a GGUF file" in done.stderr
+
+
+def test_a_port_that_is_taken_is_said_with_the_remedy(puna, tmp_path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        done = puna("up", "--port", str(port), "--state-dir", str(tmp_path / "state"))
+    assert done.returncode == 1
+    assert f"port {port} is taken" in done.stderr
+    assert "--port 0" in done.stderr
+
+
+def test_a_free_port_is_free() -> None:
+    port = free_port()
+    assert check_free(port) == port
