@@ -153,16 +153,28 @@ class Bus:
 
     # -- sending ----------------------------------------------------------------------------------------------------
     def publish(
-        self, subject: str, payload: bytes = b"", *, reply: str = "", headers: Mapping[str, str] | None = None
+        self,
+        subject: str,
+        payload: bytes = b"",
+        *,
+        reply: str = "",
+        headers: Mapping[str, str] | None = None,
+        now: bool = False,
     ) -> None:
-        """Send; never blocks. Raises `BusUnavailable`, `BusSlow`, `BodyTooLarge`, `InvalidName`."""
+        """Send; never blocks. `now`: do not wait for more of this loop tick to join the write.
+
+        Raises `BusUnavailable`, `BusSlow`, `BodyTooLarge`, `InvalidName`.
+        """
         wire = self._link.wire
         if wire is None:
             raise self._link.unavailable("not connected to NATS")
         command = publish_command(subject, payload, reply, headers, wire.max_payload)
         if wire.pending_bytes and wire.pending_bytes + len(command) > self.settings.pending_limit_bytes:
             raise BusSlow(f"{wire.pending_bytes} bytes wait for the NATS server already")
-        wire.send(command)
+        if now:
+            wire.send_now(command)
+        else:
+            wire.send(command)
 
     async def request(
         self, subject: str, payload: bytes = b"", *, headers: Mapping[str, str] | None = None, timeout_s: float
@@ -172,7 +184,7 @@ class Bus:
             raise BusDenied(f"NATS lets us hear no answers: {self._answers.denied}")
         reply, future = self._replies.expect(subject)
         try:
-            self.publish(subject, payload, reply=reply, headers=headers)
+            self.publish(subject, payload, reply=reply, headers=headers, now=True)
             async with asyncio.timeout(timeout_s):
                 return await future
         except TimeoutError:

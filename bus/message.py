@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from schemas.errors import BodyTooLarge, InvalidName
+from schemas.errors import BodyTooLarge, InvalidName, PunaError
+from schemas.subjects import H_SERVICE_ERROR, H_SERVICE_ERROR_CODE
 
 STATUS: Final = "Status"
 DESCRIPTION: Final = "Description"
@@ -16,6 +18,8 @@ CONTROL_LINE_BYTES: Final = 4096
 _HEADER_KEY: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _LINE_BREAKS: Final = str.maketrans({"\r": " ", "\n": " "})
 _VERSION: Final = b"NATS/1.0"
+_ERROR_TEXT_CHARS: Final = 200
+_H_RETRY_AFTER: Final = "Retry-After"
 
 
 class Message(NamedTuple):
@@ -58,6 +62,19 @@ def encode_headers(headers: Mapping[str, str]) -> bytes:
             value = value.translate(_LINE_BREAKS)
         lines.append(f"{key}: {value}")
     return "\r\n".join([*lines, "\r\n"]).encode("utf-8", "replace")
+
+
+def service_headers(text: str, status: int) -> dict[str, str]:
+    """The two headers by which NATS services say that an answer is an error."""
+    return {H_SERVICE_ERROR: text[:_ERROR_TEXT_CHARS], H_SERVICE_ERROR_CODE: str(status)}
+
+
+def error_headers(error: PunaError) -> dict[str, str]:
+    """The headers of an answer that is `error`; they also say when to come again."""
+    headers = service_headers(error.message, error.http_status)
+    if error.retryable and error.retry_after_s is not None:
+        headers[_H_RETRY_AFTER] = str(math.ceil(error.retry_after_s))
+    return headers
 
 
 def publish_command(

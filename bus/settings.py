@@ -117,6 +117,19 @@ class NatsSettings(BaseModel):
         return cls(**values)
 
 
+def environment_of(environ: Mapping[str, str]) -> dict[str, str]:
+    """What `from_env` reads, as variables of a program whose `nats` these settings are: `PUNA_NATS__URL` and so on.
+
+    Raises `InvalidRequest` when the context cannot be read.
+    """
+    found = NatsSettings.from_env(environ).model_dump(exclude_unset=True)
+    return {f"PUNA_NATS__{name.upper()}": _plain(value) for name, value in found.items()}
+
+
+def _plain(value: Any) -> str:
+    return str(value.get_secret_value() if isinstance(value, SecretStr) else value)
+
+
 def _whole(address: str) -> str:
     url = urlsplit(address if "://" in address else f"nats://{address}")
     return urlunsplit(url._replace(netloc=url.netloc if url.port else f"{url.netloc.rstrip(':')}:4222"))

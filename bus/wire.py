@@ -144,6 +144,15 @@ class Wire(asyncio.Protocol):
         if not self._scheduled and not self._paused:
             self._schedule()
 
+    def send_now(self, command: bytes) -> None:
+        """Queue a command and write all that is queued: somebody waits for this one."""
+        self._out.append(command)
+        self.pending_bytes += len(command)
+        if not self._join_s:
+            self._flush()
+        elif not self._scheduled and not self._paused:
+            self._schedule()
+
     def _schedule(self) -> None:
         self._scheduled = True
         wait_s = self._flushed_at + self._join_s - self._loop.time() if self._join_s else 0.0

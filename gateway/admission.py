@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from gateway.fleet import Model
-from schemas.errors import InvalidName, InvalidRequest
+from schemas.errors import InvalidRequest
 from schemas.openai import check_body
 from schemas.request import DEADLINE_LIMIT_S
-from schemas.subjects import INTERACTIVE, LANES, check_request_id
+from schemas.subjects import INTERACTIVE, LANES
 from web import Request
 
 H_LANE: Final = "x-puna-lane"
@@ -40,15 +40,6 @@ class Ticket:
     deadline_at: float
     tenant: str | None = None
     traceparent: str | None = None
-
-
-def request_id_of(headers: Mapping[str, str]) -> str:
-    """The client's own `x-request-id` if it may be used, else a new one."""
-    given = headers.get("x-request-id", "")
-    try:
-        return check_request_id(given)
-    except InvalidName:
-        return secrets.token_hex(12)
 
 
 def admit(request: Request, op: str, *, request_id: str, tenant: str | None, timeout_s: float, now: float) -> Ticket:

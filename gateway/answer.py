@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Final
 
 from schemas.errors import PunaError
 from web import Exchange, Header
+from web.headers import remedy_headers
 
 SSE: Final = "text/event-stream"
 _SSE_HEADERS: Final[tuple[Header, ...]] = (("cache-control", "no-cache"), ("x-accel-buffering", "no"))
 _NAMED_ERRORS: Final = frozenset(("messages", "responses"))
 """Operations whose events carry a name, errors too."""
 KEEP_ALIVE: Final = b": keep-alive\n\n"
-
-
-def retry_headers(retryable: bool, status: int, retry_after_s: float | None) -> list[Header]:
-    """What OpenAI's clients read before they repeat a request, or give it up."""
-    if not retryable:
-        return [("x-should-retry", "false")] if status >= 500 or status == 429 else []
-    after_s = max(retry_after_s if retry_after_s is not None else 1.0, 0.001)
-    return [
-        ("retry-after", str(math.ceil(after_s))),
-        ("retry-after-ms", str(math.ceil(after_s * 1000))),
-        ("x-should-retry", "true"),
-    ]
 
 
 class Answer:
@@ -67,6 +55,10 @@ class Answer:
         self.begin()
         self.write(KEEP_ALIVE)
 
+    def forget(self) -> None:
+        """The request is over: the exchange may go without waiting for the garbage collector."""
+        self._exchange.on_closed = None
+
     def finish(self) -> None:
         """The last event was written."""
         self._exchange.finish()
@@ -81,8 +73,7 @@ class Answer:
 
     def fail(self, error: PunaError) -> None:
         """An error of ours."""
-        extra = retry_headers(error.retryable, error.http_status, error.retry_after_s)
-        self.refuse(error.http_status, error.body(), extra)
+        self.refuse(error.http_status, error.body(), remedy_headers(error))
 
     def refuse(self, status: int, body: bytes, extra: list[Header]) -> None:
         """An error with its own status and body."""

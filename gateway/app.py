@@ -9,17 +9,17 @@ from functools import partial
 
 from bus.connection import Bus
 from bus.topology import ensure
-from gateway.auth import Keyring
+from bus.watched import Tasks
 from gateway.cors import Cors
 from gateway.inference import Inference
 from gateway.metrics import Metrics
 from gateway.nodes import Queue
 from gateway.routes import House, Routes
 from gateway.settings import GatewaySettings
-from gateway.tasks import Tasks
 from gateway.watch import FleetWatch
 from schemas.topology import fleet as fleet_topology
 from web import Limits, Server
+from web.keys import Keyring
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class Gateway:
         self._watch_gauges(metrics, bus, watch, inference)
         routes = Routes(self._house(bus, watch, inference, metrics, tasks))
         limits = Limits(body_bytes=settings.body_bytes, connections=settings.connections)
-        server = Server(routes.handle, limits=limits)
+        server = Server(routes.handle, limits=limits, refusal_headers=routes.headers)
         stack.push_async_callback(self._close_server, server, inference)
         host, port = await server.start(*settings.address)
         log.info("listening", extra={"event": "listening", "host": host, "port": port, "gateway": inference.gateway})

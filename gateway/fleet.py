@@ -22,7 +22,7 @@ GONE_KEPT_S: Final = 60.0
 NODES_LIMIT: Final = 10_000
 """Heartbeats that one view holds."""
 
-ModelState = Literal["ready", "loading", "failed", "gone"]
+ModelState = Literal["ready", "loading", "unavailable", "gone"]
 
 
 class Value(Protocol):
@@ -61,6 +61,11 @@ class Serving:
         """It takes new requests."""
         return self.engine.state == "ready" and not self.draining
 
+    @property
+    def hopeless(self) -> bool:
+        """It will not come up by itself: it is not tried again, or may not be started as things are."""
+        return self.engine.state == "crashed" and (self.engine.unfit or self.engine.next_retry_at is None)
+
 
 @dataclass(frozen=True, slots=True)
 class Model:
@@ -85,13 +90,12 @@ class Model:
 
     @property
     def state(self) -> ModelState:
-        """`ready` if any engine takes requests; `failed` if none does and none will without help."""
+        """`ready` if any engine takes requests; `unavailable` if none does and none will without help."""
         if self.gone:
             return "gone"
         if any(one.ready for one in self.servings):
             return "ready"
-        hopeless = [one.engine.state == "crashed" and one.engine.next_retry_at is None for one in self.servings]
-        return "failed" if all(hopeless) else "loading"
+        return "unavailable" if all(one.hopeless for one in self.servings) else "loading"
 
     @property
     def reason(self) -> str | None:
@@ -99,11 +103,12 @@ class Model:
         if self.state in ("ready", "gone"):
             return "the node that served it has gone" if self.gone else None
         ranks = {"starting": 0, "stopped": 1, "crashed": 2, "stopping": 3, "ready": 4}
-        nearest = min(self.servings, key=lambda one: (one.draining, ranks[one.engine.state]))
+        nearest = min(self.servings, key=lambda one: (one.draining, one.hopeless, ranks[one.engine.state]))
         if nearest.draining:
             return f"node {nearest.node} is draining"
         told = f": {nearest.engine.reason}" if nearest.engine.reason else ""
-        return f"engine {nearest.engine.state} on {nearest.node}{told}"
+        state = "not started" if nearest.engine.unfit else nearest.engine.state
+        return f"engine {state} on {nearest.node}{told}"
 
 
 @dataclass(frozen=True, slots=True)

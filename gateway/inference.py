@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Final
 
 from bus.connection import Bus
+from bus.watched import Tasks
 from gateway import credit, router, trace
 from gateway.admission import Ticket, retry_after_s
 from gateway.answer import Answer
@@ -20,7 +21,6 @@ from gateway.metrics import Metrics
 from gateway.settings import GatewaySettings
 from gateway.stream import Stream
 from gateway.submission import Line
-from gateway.tasks import Tasks
 from schemas.errors import BusUnavailable, LineFull, PunaError, RateLimited, Unavailable
 from schemas.frame import ACCEPT, GONE, BadFrame
 from schemas.reply import Cancel, encode_credit
@@ -104,7 +104,7 @@ class Inference:
 
     def _submit(self, stream: Stream) -> None:
         stream.submission += 1
-        self._tasks.start(self._line.enter(stream, self._refused), name=f"submit-{stream.ticket.wire_id}")
+        self._tasks.start(f"submit-{stream.ticket.wire_id}", self._line.enter(stream, self._refused))
 
     def _refused(self, stream: Stream, error: PunaError) -> None:
         if isinstance(error, LineFull):
@@ -141,7 +141,7 @@ class Inference:
             self._send(self._bus.names.node(stream.node, "cancel"), order.encode())
         elif stream.line_sequence is not None:
             sequence, stream.line_sequence = stream.line_sequence, None
-            self._tasks.start(self._line.leave(sequence), name=f"leave-{stream.ticket.wire_id}")
+            self._tasks.start(f"leave-{stream.ticket.wire_id}", self._line.leave(sequence))
 
     def again(self, stream: Stream, why: PunaError) -> None:
         """The stream's next epoch goes into the line."""
@@ -159,8 +159,9 @@ class Inference:
     def ended(self, stream: Stream) -> None:
         """Forget the stream; write its one log line."""
         self._streams.pop(stream.token, None)
+        stream.answer.forget()
         if stream.in_store:
-            self._tasks.start(self._line.clear(stream.ticket.wire_id), name=f"clear-{stream.ticket.wire_id}")
+            self._tasks.start(f"clear-{stream.ticket.wire_id}", self._line.clear(stream.ticket.wire_id))
         self._metrics.ended(stream)
         log.info("request", extra={"event": "request"} | trace.facts(stream, self._loop.time()))
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, TypeVar
 
 from gateway.fleet import Fleet, Model
 from schemas.errors import ModelNotFound
+from schemas.node import Capabilities
 
+T = TypeVar("T")
 OWNER = "puna"
 
 
@@ -31,6 +34,7 @@ def entry(model: Model) -> dict[str, Any]:
         "created": model.created,
         "owned_by": OWNER,
         "meta": _meta(model),
+        "capabilities": _can(model),
         "puna": {
             "state": model.state,
             "reason": model.reason,
@@ -45,10 +49,30 @@ def entry(model: Model) -> dict[str, Any]:
 
 
 def _meta(model: Model) -> dict[str, Any]:
-    capable = [one.engine.capabilities for one in model.servings]
+    """llama-server's names; `n_ctx` is what one request may use wherever it goes."""
+    capable = _capabilities(model)
     contexts = [one.context_tokens for one in capable if one.context_tokens is not None]
     return {
         "n_ctx": min(contexts, default=None),
-        "n_params": next((one.parameters for one in capable if one.parameters is not None), None),
-        "size": next((one.size_bytes for one in capable if one.size_bytes is not None), None),
+        "n_ctx_train": _first(one.trained_context_tokens for one in capable),
+        "n_params": _first(one.parameters for one in capable),
+        "size": _first(one.size_bytes for one in capable),
+        "architecture": _first(one.architecture for one in capable),
+        "quantization": _first(one.quantisation for one in capable),
     }
+
+
+def _can(model: Model) -> list[str]:
+    """What every engine that tells can do: a request may go to any of them."""
+    told = [one.can for one in _capabilities(model) if one.can]
+    return [each for each in told[0] if all(each in can for can in told)] if told else []
+
+
+def _capabilities(model: Model) -> list[Capabilities]:
+    """Of the engines that serve, where there are any."""
+    serving = [one for one in model.servings if one.ready] or model.servings
+    return [one.engine.capabilities for one in serving]
+
+
+def _first(values: Iterable[T | None]) -> T | None:
+    return next((value for value in values if value is not None), None)

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote
 
 import orjson
 
+from bus.watched import Tasks
 from gateway import health, metrics, models, nodes
-from gateway.admission import admit, request_id_of
-from gateway.answer import retry_headers
-from gateway.auth import Keyring
+from gateway.admission import admit
 from gateway.cors import Cors
 from gateway.fleet import Fleet
 from gateway.inference import Inference
 from gateway.metrics import Metrics
 from gateway.nodes import Queue
-from gateway.tasks import Tasks
 from schemas.errors import MethodNotAllowed, NotFound, PunaError
 from schemas.request import OPS
 from web import Exchange, Header
+from web.headers import identified, remedy_headers
+from web.keys import Keyring
 
 log = logging.getLogger(__name__)
 
@@ -71,20 +71,23 @@ class Routes:
     def handle(self, exchange: Exchange) -> None:
         """Answer one request, now or later."""
         request = exchange.request
-        request_id = request_id_of(request.headers)
-        headers = [("x-request-id", request_id), *self._house.cors.headers(request.headers)]
+        headers = self.headers(request.headers)
         try:
             if request.method == "OPTIONS" and self._house.cors.allows(request.headers):
                 exchange.respond(204, b"", headers=[*headers, *self._house.cors.preflight(request.headers)])
             elif (op := POSTS.get(request.path)) is not None:
-                self._infer(exchange, op, request_id, headers)
+                self._infer(exchange, op, headers)
             else:
                 self._page(exchange, headers)
         except PunaError as error:
             self._refuse(exchange, error, headers)
 
-    def _infer(self, exchange: Exchange, op: str, request_id: str, headers: list[Header]) -> None:
-        house = self._house
+    def headers(self, asked: Mapping[str, str]) -> list[Header]:
+        """What every answer to a request with the headers `asked` carries, the server's own refusals too."""
+        return [*identified(asked), *self._house.cors.headers(asked)]
+
+    def _infer(self, exchange: Exchange, op: str, headers: list[Header]) -> None:
+        house, request_id = self._house, headers[0][1]
         self._expect_method(exchange, headers, "POST")
         tenant = house.keyring.check(exchange.request.headers)
         timeout_s = house.request_timeout_s
@@ -117,9 +120,7 @@ class Routes:
 
     def _refuse(self, exchange: Exchange, error: PunaError, headers: list[Header]) -> None:
         self._house.metrics.refusals.labels(error.code).inc()
-        retry = retry_headers(error.retryable, error.http_status, error.retry_after_s)
-        challenge = [("www-authenticate", "Bearer")] if error.http_status == 401 else []
-        exchange.respond(error.http_status, error.body(), headers=[*headers, *retry, *challenge])
+        exchange.respond(error.http_status, error.body(), headers=[*headers, *remedy_headers(error)])
         path = quote(exchange.request.path[:_PATH_SHOWN_CHARS])
         facts = {"request": headers[0][1], "method": exchange.request.method[:16], "path": path, "error": error.code}
         log.info("request_refused", extra={"event": "request_refused", "status": error.http_status} | facts)
@@ -139,7 +140,7 @@ class Routes:
         _json(exchange, 200, nodes.one(self._house.fleet(), node, self._house.clock()), headers)
 
     def _queue(self, exchange: Exchange, headers: list[Header]) -> None:
-        self._house.tasks.start(self._queue_later(exchange, headers), name="page-queue")
+        self._house.tasks.start("page-queue", self._queue_later(exchange, headers))
 
     async def _queue_later(self, exchange: Exchange, headers: list[Header]) -> None:
         try:

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import ipaddress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator
 
 from bus.settings import NatsSettings
+from schemas.config import words
 from schemas.request import DEADLINE_DEFAULT_S, DEADLINE_LIMIT_S
+from web.address import split_address
+from web.keys import Keyring, keys_for
+
+Words = Annotated[list[str], BeforeValidator(words)]
+Keys = Annotated[list[SecretStr], BeforeValidator(words)]
 
 
-def _words(value: Any) -> Any:
-    """A list may be given as one text with commas, as an environment variable must."""
-    return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
-
-
-Words = Annotated[list[str], BeforeValidator(_words)]
-Keys = Annotated[list[SecretStr], BeforeValidator(_words)]
+_REMEDY: Final = "start with --api-keys-file FILE, or set PUNA_API_KEYS=KEY"
 
 
 class GatewaySettings(BaseModel):
@@ -74,24 +73,7 @@ class GatewaySettings(BaseModel):
         """Host and port to listen on."""
         return split_address(self.listen)
 
-    @property
-    def loopback(self) -> bool:
-        """Whether only this machine can connect."""
-        return is_loopback(self.address[0])
-
-
-def split_address(text: str) -> tuple[str, int]:
-    """`HOST:PORT`, `[IPV6]:PORT` or `:PORT` (all addresses). Raises `ValueError`, which says what to write."""
-    host, colon, port = text.rpartition(":")
-    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    if not colon or not (port.isascii() and port.isdigit() and int(port) < 65536):
-        raise ValueError(f"{text!r} is no address; write HOST:PORT, for example 127.0.0.1:8080")
-    return host or "0.0.0.0", int(port)  # noqa: S104  no host means every address, as `:8080` does elsewhere
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can connect to `host`."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    def keys(self) -> Keyring:
+        """The keys that may call. Raises `BadKey`, `OSError`, and `OpenDoor` where everybody could call."""
+        given = [key.get_secret_value() for key in self.api_keys]
+        return keys_for(self.listen, self.api_keys_file, given, remedy=_REMEDY)

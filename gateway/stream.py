@@ -3,8 +3,8 @@
 Rules
 - Only frames of the present epoch count. `seq` counts from 0 (`accept`); lower than expected is a repetition after a
   reconnect and is dropped, higher means that frames are lost.
-- The first `accept` of an epoch is answered `go`, any other `gone`. The same one again, with nothing after it, is the
-  same worker that did not hear our answer: `go` again.
+- The first `accept` of an epoch is answered `go`, any other `gone`; frames with another mark are not ours. The same
+  `accept` again is `go` again: our answer was lost (one without a mark only while nothing came after it).
 - As long as the client has seen nothing of the answer, a lost worker or a retryable failure means the next epoch.
   Afterwards it means an error event: a second try would say other words.
 - `frame` with kind `data` is the hot path: a split, two compares and a write.
@@ -18,11 +18,12 @@ import orjson
 
 from gateway import trace
 from gateway.admission import Ticket
-from gateway.answer import SSE, Answer, retry_headers
+from gateway.answer import SSE, Answer
 from gateway.silence import KeepAlive, Silence
 from schemas.errors import EngineFailed, PunaError, WorkerLost
 from schemas.frame import ACCEPT, DATA, END, ERROR, GO, GONE, HEAD_LIMIT_BYTES, LOST_AFTER_S, OPEN, BadFrame
 from schemas.reply import Accept, End, Failure, Open
+from web.headers import retry_headers
 
 _PASSING: Final = frozenset((500, 502, 503, 504))
 """Statuses of an engine that another engine, or another moment, may not give."""
@@ -178,11 +179,14 @@ class Stream:
     def _slow_frame(self, kind: bytes, epoch: bytes, seq: int, payload: bytes, reply: str) -> None:
         if kind == ACCEPT:
             self._accept(epoch, payload, reply)
-        elif epoch != self._epoch_text or (self.node is None and kind != ERROR):
+        elif self.node is None:
+            if kind == ERROR and epoch.partition(b".")[0] == self._epoch_text:
+                self._control(kind, payload)
+        elif epoch != self._epoch_text:
             return
         elif seq < self.next_seq:
             self.duplicates += 1
-        elif seq > self.next_seq and self.node is not None:
+        elif seq > self.next_seq:
             self.lost(WorkerLost(f"frames of node {self.node} were lost on the way"))
         else:
             self.next_seq = seq + 1
@@ -197,13 +201,20 @@ class Stream:
             self._error(Failure.decode(payload))
 
     def _accept(self, epoch: bytes, payload: bytes, reply: str) -> None:
-        repeated = payload == self._accepted and self.next_seq == 1
-        if epoch != self._epoch_text or not (self.node is None or repeated):
+        if self.node is not None:
+            same = epoch == self._epoch_text and payload == self._accepted
+            again = same and (b"." in epoch or self.next_seq == 1)
+            self._owner.reply(reply, GO if again else GONE)
+        elif epoch.partition(b".")[0] != self._epoch_text:
             self._owner.reply(reply, GONE)
-            return
+        else:
+            self._bind(epoch, payload, reply)
+
+    def _bind(self, epoch: bytes, payload: bytes, reply: str) -> None:
+        """From now on only frames with the mark of this `accept` count."""
         node = Accept.decode(payload).node
         if self._owner.reply(reply, GO):
-            self.node, self._accepted = node, payload
+            self.node, self._accepted, self._epoch_text = node, payload, epoch
             self.next_seq = 1
             self._silence.broken(1)
             self.accepted_at = self._owner.clock()

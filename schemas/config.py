@@ -46,6 +46,11 @@ def load(
         raise ConfigError("\n".join(_explain(model, source, lines, item) for item in error.errors())) from error
 
 
+def words(value: Any) -> Any:
+    """For pydantic's `BeforeValidator`: a list may be one text with commas, as in an environment variable."""
+    return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
+
+
 def from_environment(model: type[BaseModel], environ: Mapping[str, str], prefix: str = "PUNA_") -> dict[str, Any]:
     """What the environment says of the model's fields. Variables that name no field belong to somebody else."""
     out: dict[str, Any] = {}

@@ -66,11 +66,21 @@ class Device(Wire):
 
 
 class Capabilities(Wire):
-    """What a served model can do, as its engine reports."""
+    """What a served model is and can do: as its file says, and as its engine reports once that is ready."""
 
     context_tokens: int | None = None
+    """What one request may use."""
+    trained_context_tokens: int | None = None
+    """What the model was made for."""
     parameters: int | None = None
     size_bytes: int | None = None
+    """Of its tensors."""
+    architecture: str | None = None
+    quantisation: str | None = None
+    """The type that most of its bytes have."""
+    chat_template: bool | None = None
+    can: tuple[str, ...] = ()
+    """Of `chat`, `completion`, `embedding`, `rerank`, `vision`, `audio`; empty: not known."""
 
 
 class Engine(Wire):
@@ -90,6 +100,14 @@ class Engine(Wire):
     next_retry_at: float | None = None
     load_seconds: float | None = None
     capabilities: Capabilities = Capabilities()
+    unfit: bool = False
+    """With `crashed`: no process was started, for the model's file or the memory of the devices forbids it."""
+    memory_planned_bytes: int | None = None
+    """What it was expected to take of its devices before it was loaded."""
+    memory_plan: str | None = None
+    """The same by purpose, for people."""
+    memory_measured_bytes: int | None = None
+    """What it took once it was loaded."""
 
 
 class Share(Wire):

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Self, cast
 
-import orjson
 from pydantic import ValidationError
 
 from schemas.errors import PunaError, from_code
@@ -22,7 +21,7 @@ class Payload(Wire):
 
     def encode(self) -> bytes:
         """As JSON, without what is not set."""
-        return orjson.dumps(self.model_dump(mode="json", exclude_none=True))
+        return self.model_dump_json(exclude_none=True).encode()
 
     @classmethod
     def decode(cls, raw: bytes) -> Self:

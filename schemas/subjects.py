@@ -17,6 +17,8 @@ NAME_LIMIT_BYTES: Final = 200
 NODE_LIMIT_CHARS: Final = 64
 
 WORKERS_GROUP: Final = "workers"
+WORKER_SERVICE: Final = "puna-worker"
+"""NATS micro service by which each node is asked."""
 PULL_GROUP: Final = "slots"
 INTERACTIVE: Final = "interactive"
 BATCH: Final = "batch"

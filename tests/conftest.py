@@ -9,9 +9,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import hypothesis
 import pytest
 
 FAKES = Path(__file__).parent / "fakes"
+
+# Read here, before anything else runs: Python 3.11 counts the depth of the stack wrongly where hypothesis compiles its
+# own code late in a run. A time limit for each example says only how busy the machine is.
+hypothesis.settings.register_profile("puna", deadline=None)
+hypothesis.settings.load_profile("puna")
 
 
 def load_fake(name: str) -> ModuleType:
@@ -26,6 +32,21 @@ def load_fake(name: str) -> ModuleType:
     sys.modules[f"fakes_{name}"] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def small_model() -> Path:
+    """The real small model: out of the cache (`PUNA_CACHE_DIR`), fetched once. No network and no cache is a failure."""
+    from gateway.cli.demo import demo_model
+    from gateway.cli.say import Teller
+
+    return demo_model(Teller())
+
+
+@pytest.fixture
+def write_model() -> Callable[..., Path]:
+    """`write_model(path, pairs)` → a small whole GGUF file (see tests/fakes/gguf.py)."""
+    return load_fake("gguf").write
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
@@ -11,11 +12,15 @@ from web.call import AnswerTooLarge, Call, CallFailed, CallTimeout, ConnectFaile
 from web.engine import EngineSocket
 from web.message import Header, render_headers
 
+log = logging.getLogger(__name__)
+
 CONNECT_TIMEOUT_S: Final = 5.0
 ANSWER_LIMIT_BYTES: Final = 8 << 20
 POOL_LIMIT: Final = 32
 POOL_IDLE_S: Final = 4.0
 """Engines close an idle connection after five seconds; one is not used when it is nearly that old."""
+SPARE_AFTER_S: Final = 0.02
+"""When the next request's socket is opened: not while the present request is being started."""
 _TARGET: Final = re.compile(r"[!-~]+")
 _METHOD: Final = re.compile(r"[A-Z]+")
 
@@ -32,11 +37,17 @@ class Client:
     """Requests to one engine. `headers` go with each of them.
 
     Sockets are kept for further requests after answers with a length only; a request on a kept socket that dies
-    before the first byte is repeated once on a new one.
+    before the first byte is repeated once on a new one. `spare` keeps one socket open for the request to come.
     """
 
     def __init__(
-        self, host: str, port: int, *, headers: Sequence[Header] = (), connect_timeout_s: float = CONNECT_TIMEOUT_S
+        self,
+        host: str,
+        port: int,
+        *,
+        headers: Sequence[Header] = (),
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
+        spare: bool = False,
     ) -> None:
         self._host = host
         self._port = port
@@ -45,6 +56,8 @@ class Client:
         self._common = f"host: {named}:{port}\r\n".encode("ascii") + render_headers(headers)
         self._idle: list[EngineSocket] = []
         self._connecting: set[asyncio.Task[None]] = set()
+        self._spare = spare
+        self._spare_opening = False
 
     def stream(
         self,
@@ -68,6 +81,8 @@ class Client:
             socket.send(call)
         else:
             self.repeat(call)
+        if self._spare and not self._idle:
+            asyncio.get_running_loop().call_later(SPARE_AFTER_S, self._open_spare)
         return call
 
     async def fetch(
@@ -97,6 +112,7 @@ class Client:
 
     def close(self) -> None:
         """Close the sockets that nobody uses. Calls under way go on."""
+        self._spare = False
         idle, self._idle = self._idle, []
         for socket in idle:
             socket.close()
@@ -105,7 +121,7 @@ class Client:
 
     def released(self, socket: EngineSocket) -> None:
         """Keep a socket for the next request."""
-        if len(self._idle) >= POOL_LIMIT:
+        if len(self._idle) >= POOL_LIMIT or (socket.spare and not self._spare):
             socket.close()
             return
         socket.idle_since = asyncio.get_running_loop().time()
@@ -121,6 +137,26 @@ class Client:
         task = asyncio.get_running_loop().create_task(self._connect(call), name=f"connect {self._host}:{self._port}")
         self._connecting.add(task)
         task.add_done_callback(self._connecting.discard)
+
+    def _open_spare(self) -> None:
+        if self._idle or self._spare_opening or not self._spare:
+            return
+        self._spare_opening = True
+        task = asyncio.get_running_loop().create_task(self._connect_spare(), name=f"spare {self._host}:{self._port}")
+        self._connecting.add(task)
+        task.add_done_callback(self._connecting.discard)
+
+    async def _connect_spare(self) -> None:
+        """A socket for the next request. Where none can be had, that request will hear why."""
+        try:
+            async with asyncio.timeout(self._connect_timeout_s):
+                await asyncio.get_running_loop().create_connection(
+                    lambda: EngineSocket(self, self.released, spare=True), self._host, self._port
+                )
+        except (OSError, TimeoutError) as error:
+            log.debug("no_spare", extra={"event": "no_spare", "reason": type(error).__name__})
+        finally:
+            self._spare_opening = False
 
     def _take_idle(self) -> EngineSocket | None:
         freshest = asyncio.get_running_loop().time() - POOL_IDLE_S

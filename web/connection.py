@@ -13,7 +13,7 @@ from web import tcp
 from web.clock import Clock
 from web.exchange import Exchange
 from web.house import House
-from web.message import CONTINUE, Request, render_refusal
+from web.message import CONTINUE, Refusal, Request, render_refusal
 from web.outlet import Outlet
 from web.reader import Phase, RequestReader
 
@@ -46,7 +46,7 @@ class Connection(asyncio.Protocol):
         self._house = house
         self._limits = house.limits
         self._current: Exchange | None = None
-        self._backlog: list[Request | PunaError] = []
+        self._backlog: list[Request | Refusal] = []
         self._serving = False
         self._closing = False
         self._reading_held = False
@@ -69,7 +69,8 @@ class Connection(asyncio.Protocol):
         if count > 2 * limit:
             self._transport.abort()
         elif count > limit:
-            self._answer_refusal(Unavailable(f"all {limit} connections are taken; try again soon", retry_after_s=1.0))
+            error = Unavailable(f"all {limit} connections are taken; try again soon", retry_after_s=1.0)
+            self._answer_refusal(Refusal(error, {}))
 
     def data_received(self, data: bytes) -> None:
         if not self._closing:
@@ -121,10 +122,11 @@ class Connection(asyncio.Protocol):
     def refused(self, error: PunaError) -> None:
         if self._closing:
             return
+        refusal = Refusal(error, self._reader.headers)
         if self._current is None and not self._backlog:
-            self._answer_refusal(error)
+            self._answer_refusal(refusal)
         else:
-            self._backlog.append(error)
+            self._backlog.append(refusal)
 
     def expects_continue(self) -> None:
         if self._current is None and not self._backlog:
@@ -178,7 +180,8 @@ class Connection(asyncio.Protocol):
             exchange.abort()
         else:
             failure = PunaError("the server failed on this request; its log says where")
-            exchange.respond(failure.http_status, self._house.render_error(failure))
+            headers = self._house.headers_of(failure, exchange.request.headers)
+            exchange.respond(failure.http_status, self._house.render_error(failure), headers=headers)
 
     def _next(self) -> None:
         if self._serving:
@@ -197,7 +200,7 @@ class Connection(asyncio.Protocol):
     def _serve_backlog(self) -> None:
         while self._current is None and self._backlog and not self._closing:
             item = self._backlog.pop(0)
-            if isinstance(item, PunaError):
+            if isinstance(item, Refusal):
                 self._answer_refusal(item)
             else:
                 self._serve(item)
@@ -205,9 +208,11 @@ class Connection(asyncio.Protocol):
             self._continue_due = False
             self._transport.write(CONTINUE)
 
-    def _answer_refusal(self, error: PunaError) -> None:
+    def _answer_refusal(self, refusal: Refusal) -> None:
+        error, house = refusal.error, self._house
         log.info("request_refused code=%s", error.code, extra={"event": "request_refused", "code": error.code})
-        self.outlet.send(render_refusal(error.http_status, self._house.render_error(error), error.retry_after_s))
+        headers = house.headers_of(error, refusal.asked)
+        self.outlet.send(render_refusal(error.http_status, house.render_error(error), headers))
         self._linger()
 
     # the end

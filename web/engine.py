@@ -37,11 +37,13 @@ class EngineSocket(asyncio.Protocol):
 
     _transport: asyncio.Transport
 
-    def __init__(self, owner: Owner, on_open: Callable[[EngineSocket], None]) -> None:
+    def __init__(self, owner: Owner, on_open: Callable[[EngineSocket], None], *, spare: bool = False) -> None:
         self._owner = owner
         self._on_open = on_open
         self._call: Call | None = None
-        self._used = False
+        self.spare = spare
+        """Opened ahead of any request: like a used one, it may have been closed at the other end by now."""
+        self._used = spare
         self._held = False
         self._closed = False
         self.idle_since = 0.0

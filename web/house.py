@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from schemas.errors import PunaError
 from web.exchange import Exchange
+from web.headers import remedy_headers
 from web.limits import Limits
+from web.message import Header
 from web.outlet import JoinWindow
 
 
@@ -38,6 +40,11 @@ class House:
     limits: Limits
     window: JoinWindow
     render_error: Callable[[PunaError], bytes]
+    refusal_headers: Callable[[Mapping[str, str]], Sequence[Header]]
     connections: set[Guest] = field(default_factory=lambda: set[Guest]())
     draining: bool = False
     emptied: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def headers_of(self, error: PunaError, asked: Mapping[str, str]) -> list[Header]:
+        """The headers of the server's own answer to a request of which the headers `asked` are known."""
+        return [*self.refusal_headers(asked), *remedy_headers(error)]

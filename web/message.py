@@ -8,11 +8,12 @@ from collections.abc import Iterable, Mapping
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
-from math import ceil
 from typing import Final, NamedTuple
 from urllib.parse import parse_qsl, unquote
 
 import httptools
+
+from schemas.errors import PunaError
 
 Header = tuple[str, str]
 
@@ -45,6 +46,13 @@ class Request(NamedTuple):
     http10: bool = False
     keep_alive: bool = True
     """The client is willing to send another request on this connection."""
+
+
+class Refusal(NamedTuple):
+    """What is answered instead of serving a request, and what is known of that request's headers."""
+
+    error: PunaError
+    asked: Mapping[str, str]
 
 
 class BadTarget(ValueError):
@@ -99,10 +107,9 @@ def render_head(status: int, content_type: str, headers: Iterable[Header], frami
     return b"%b%b%b%b\r\n" % (opening, date_line(), extra, framing)
 
 
-def render_refusal(status: int, body: bytes, retry_after_s: float | None) -> bytes:
+def render_refusal(status: int, body: bytes, headers: Iterable[Header]) -> bytes:
     """A whole response, the last of its connection."""
-    retry = [] if retry_after_s is None else [("retry-after", str(ceil(retry_after_s)))]
-    return render_head(status, "application/json", retry, b"content-length: %d\r\n" % len(body) + CLOSE) + body
+    return render_head(status, "application/json", headers, b"content-length: %d\r\n" % len(body) + CLOSE) + body
 
 
 def render_headers(headers: Iterable[Header]) -> bytes:

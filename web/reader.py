@@ -6,6 +6,7 @@ limits. After a refusal nothing more of the connection is looked at: what follow
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import IntEnum
 from typing import Final, Protocol, cast
 
@@ -100,6 +101,11 @@ class RequestReader:
     def unread(self) -> bool:
         """The client has sent, or is sending, something that was not handed over."""
         return self.phase is not Phase.IDLE or len(self._rest) > 0 or self._refusal is not None
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Those of the request under way, as far as they were read."""
+        return {} if self.phase is Phase.IDLE else self._headers
 
     def feed(self, data: bytes) -> None:
         """Parse what the socket gave."""

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl as tls
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from schemas.errors import PunaError
 from web.connection import Connection
 from web.exchange import Exchange
+from web.headers import identified
 from web.house import House
 from web.limits import Limits
+from web.message import Header
 from web.outlet import JoinWindow
 
 log = logging.getLogger(__name__)
@@ -26,7 +28,8 @@ class Server:
     """Calls `handler` once for each complete request, from the socket's own callback.
 
     `join_window_s`: a second chunk of one response within this time waits for the end of it; 0 turns that off.
-    `on_error` renders the body of the server's own refusals and failures.
+    `on_error` renders the body of the server's own refusals and failures; `refusal_headers` gives their headers, from
+    those of the request as far as they are known (none at all where it was no HTTP). The default gives `x-request-id`.
     """
 
     def __init__(
@@ -36,12 +39,14 @@ class Server:
         limits: Limits | None = None,
         ssl: tls.SSLContext | None = None,
         on_error: Callable[[PunaError], bytes] = PunaError.body,
+        refusal_headers: Callable[[Mapping[str, str]], Sequence[Header]] = identified,
         join_window_s: float = JOIN_WINDOW_S,
     ) -> None:
         self._handler = handler
         self._limits = limits or Limits()
         self._ssl = ssl
         self._on_error = on_error
+        self._refusal_headers = refusal_headers
         self._join_window_s = join_window_s
         self._house: House | None = None
         self._listener: asyncio.Server | None = None
@@ -56,7 +61,7 @@ class Server:
         """Listen; 0 lets the system choose the port. Returns the address in use. Raises `OSError` if it is taken."""
         loop = asyncio.get_running_loop()
         window = JoinWindow(loop, self._join_window_s)
-        house = self._house = House(loop, self._handler, self._limits, window, self._on_error)
+        house = self._house = House(loop, self._handler, self._limits, window, self._on_error, self._refusal_headers)
         self._listener = await loop.create_server(
             lambda: Connection(house),
             host,

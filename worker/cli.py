@@ -10,22 +10,20 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
 import typer
 
 if TYPE_CHECKING:
+    from web.keys import Keyring
     from worker.enginespec import EngineBinary
-    from worker.keys import Keys
     from worker.node import Node
     from worker.settings import WorkerSettings
 
 FAILURE: Final = 1
 USAGE: Final = 2
 MISSING: Final = 69
-PARENT_CHECK_S: Final = 0.25
 ORPHANED_DRAIN_S: Final = 0.0
 """Grace of a worker whose parent has gone: nobody looks after it any more."""
 
@@ -44,7 +42,9 @@ LogLevel = Annotated[str | None, typer.Option(help="debug, info, warning or erro
 
 def main() -> None:
     """Entry point of `puna-worker`."""
-    typer.run(work)
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)  # its tracebacks show secrets
+    app.command()(work)
+    app()
 
 
 def work(
@@ -71,13 +71,13 @@ def work(
         "log": {"format": log_format, "level": log_level},
     }
     settings, keys = _prepared(config, given, model)
-    from worker import logs
+    from web import logs, program
 
     logs.set_up(settings.log.level, settings.log.format)
-    raise SystemExit(_run(settings, keys, parent_pid))
+    raise SystemExit(program.run(_serve(settings, keys, parent_pid)))
 
 
-def _prepared(config: Path | None, given: dict[str, Any], models: list[str] | None) -> tuple[WorkerSettings, Keys]:
+def _prepared(config: Path | None, given: dict[str, Any], models: list[str] | None) -> tuple[WorkerSettings, Keyring]:
     from schemas.config import ConfigError
     from schemas.errors import InvalidRequest
     from worker.settings import model_argument, settings_from
@@ -103,29 +103,24 @@ def _give_up(message: str, code: int) -> NoReturn:
     raise SystemExit(code)
 
 
-def _run(settings: WorkerSettings, keys: Keys, parent_pid: int | None) -> int:
-    if sys.platform == "win32":
-        return asyncio.run(_serve(settings, keys, parent_pid))
-    import uvloop
-
-    return uvloop.run(_serve(settings, keys, parent_pid))
-
-
-async def _serve(settings: WorkerSettings, keys: Keys, parent_pid: int | None) -> int:
+async def _serve(settings: WorkerSettings, keys: Keyring, parent_pid: int | None) -> int:
     from schemas.errors import PunaError
+    from web.collector import settle_memory
+    from web.program import announce
     from worker.node import Node
 
     ends = _Ends(settings.drain_s)
     try:
         node = Node(settings, keys, await _found_engine(settings))
         await node.start()
+        settle_memory()
     except PunaError as error:
         sys.stderr.write(f"puna-worker: {error.message}\n")
         return MISSING
     except OSError as error:
         sys.stderr.write(f"puna-worker: cannot listen on {settings.http.listen}: {error.strerror or error}\n")
         return FAILURE
-    _announce({"node": settings.node, "pid": os.getpid(), "http": node.http_url})
+    announce({"node": settings.node, "pid": os.getpid(), "http": node.http_url})
     watcher = asyncio.create_task(_outlive(parent_pid, ends), name="parent watch") if parent_pid else None
     died = await ends.first(node)
     await ends.unless_again(node.drain(ends.drain_s))
@@ -136,7 +131,7 @@ async def _serve(settings: WorkerSettings, keys: Keys, parent_pid: int | None) -
 
 
 class _Ends:
-    """The ways to the end: a signal, a second one, a parent that is gone, a part that died."""
+    """The ways to the end: a signal, a second one, the verb `drain`, a parent that is gone, a part that died."""
 
     def __init__(self, drain_s: float) -> None:
         self.drain_s = drain_s
@@ -158,9 +153,10 @@ class _Ends:
 
     async def first(self, node: Node) -> bool:
         """Until it is time to end; whether that is because something died."""
-        asked = asyncio.ensure_future(self._asked.wait())
-        await asyncio.wait([asked, node.ended], return_when=asyncio.FIRST_COMPLETED)
+        asked, leaving = asyncio.ensure_future(self._asked.wait()), asyncio.ensure_future(node.leaving.wait())
+        await asyncio.wait([asked, leaving, node.ended], return_when=asyncio.FIRST_COMPLETED)
         asked.cancel()
+        leaving.cancel()
         return node.ended.done()
 
     async def unless_again(self, work: Any) -> None:
@@ -172,21 +168,9 @@ class _Ends:
         await asyncio.wait([again, running])
 
 
-def _announce(facts: Mapping[str, Any]) -> None:
-    import orjson
-
-    sys.stdout.write(orjson.dumps(facts).decode() + "\n")
-    sys.stdout.flush()
-
-
 async def _outlive(parent_pid: int, ends: _Ends) -> None:
     """End soon after the parent does."""
-    import psutil
+    from web.program import outlived
 
-    try:
-        parent = psutil.Process(parent_pid)
-        while parent.is_running() and parent.status() != psutil.STATUS_ZOMBIE:  # noqa: ASYNC110  it is no child of ours
-            await asyncio.sleep(PARENT_CHECK_S)
-    except psutil.NoSuchProcess:
-        parent = None
+    await outlived(parent_pid)
     ends.orphaned()

@@ -19,13 +19,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from schemas.errors import ModelLoading, Unavailable
-from schemas.node import Capabilities, EngineState
+from schemas.node import Capabilities, Device, EngineState
 from schemas.node import Engine as Snapshot
 from web.client import Client
 from worker.enginelog import EngineLog
 from worker.enginespec import EngineBinary, EngineSettings, EngineSpec
 from worker.launch import engine_argv
 from worker.life import Home
+from worker.loading import Load, Loader, Unfit
 from worker.loadtimes import LoadTimes
 from worker.orphans import Notebook
 from worker.ports import PortPool
@@ -40,6 +41,7 @@ _RETRY_AFTER_S = 5.0
 class Engine:
     """A supervised engine. `on_change` is called after each change of its state, from the event loop.
 
+    `loader` is asked before each start; without one the model's files are checked and no memory is counted.
     Raises `FlagRefused` for a profile with a flag that may not be set.
     """
 
@@ -52,6 +54,7 @@ class Engine:
         ports: PortPool,
         state_dir: Path,
         settings: EngineSettings,
+        loader: Loader | None = None,
         on_change: Callable[[Engine], None] = lambda _: None,
     ) -> None:
         engine_argv(binary, spec, port=0)
@@ -62,7 +65,11 @@ class Engine:
         self._settings = settings
         self._on_change = on_change
         self._load_times = LoadTimes(state_dir / "loads")
-        self._home = Home(engine_id, spec, binary, settings, ports, Notebook(state_dir / "engines"), self.log)
+        self._loader = loader or Loader(state_dir / "loads", _no_devices)
+        self._load: Load | None = None
+        self._measured_bytes: int | None = None
+        notes = Notebook(state_dir / "engines")
+        self._home = Home(engine_id, spec, binary, settings, ports, notes, self.log, self._prepare)
         self._loop = Supervision(self._home, self._load_times, self._moved)
         self._task: asyncio.Task[None] | None = None
         self._wanted = False
@@ -148,8 +155,9 @@ class Engine:
 
     @property
     def capabilities(self) -> Capabilities:
-        """What the engine said of its model when it got ready."""
-        return self._loop.capabilities
+        """What the model's files say, and over it what the engine said when it got ready."""
+        told = self._loop.capabilities
+        return self._load.capabilities.model_copy(update=told.model_dump(exclude_defaults=True)) if self._load else told
 
     @property
     def client(self) -> Client | None:
@@ -188,9 +196,29 @@ class Engine:
             next_retry_at=self.next_retry_at,
             load_seconds=self.load_seconds,
             capabilities=self.capabilities,
+            unfit=self._loop.unfit,
+            memory_planned_bytes=self._load.needed_bytes if self._load else None,
+            memory_plan=self._load.text() if self._load else None,
+            memory_measured_bytes=self._measured_bytes,
         )
 
+    async def measure(self) -> None:
+        """Look at what the loaded process takes, for the heartbeat and for later plans."""
+        load, pid = self._load, self.pid
+        if load is not None and pid is not None:
+            taken = await self._loader.measured(load, pid)
+            self._measured_bytes = taken if self.pid == pid else None
+
     # -- the loop
+    async def _prepare(self) -> EngineSpec:
+        self._measured_bytes = None
+        try:
+            self._load = await self._loader.prepare(self.engine_id, self.spec)
+        except Unfit as unfit:
+            self._load = unfit.load
+            raise
+        return self._load.spec
+
     async def _run(self) -> None:
         await self._loop.run(lambda: self._wanted)
         # at once with the loop's last look at the wish, so that a later wish meets no loop that is about to end
@@ -208,6 +236,8 @@ class Engine:
         self._wake()
 
     def _moved(self) -> None:
+        if self.state != "starting":
+            self._loader.release(self.engine_id)
         self._wake()
         try:
             self._on_change(self)
@@ -223,7 +253,9 @@ class Engine:
             await self._changed.wait()
 
     def _hopeless(self) -> bool:
-        failed = self.state == "crashed" and self._loop.failures >= self._settings.give_up_waiting_after
+        failed = self._loop.unfit or (
+            self.state == "crashed" and self._loop.failures >= self._settings.give_up_waiting_after
+        )
         return failed or not self._wanted
 
     def _unavailable(self) -> Unavailable:
@@ -239,3 +271,7 @@ class Engine:
         if self.next_retry_at is not None:
             return max(1.0, self.next_retry_at - time.time())
         return max(1.0, (self.load_seconds or _RETRY_AFTER_S) - (time.time() - self.since))
+
+
+async def _no_devices() -> tuple[Device, ...]:
+    return ()

@@ -20,8 +20,9 @@ LOAD_ALLOWANCE_S_PER_GIB: Final = 20.0
 class EngineSpec:
     """One model to serve and how.
 
-    `context_tokens` is what one request may use; the engine gets `context_tokens * slots`. `None` leaves it to the
-    engine: the model's own context, shared by the slots. `threads=None` leaves one core free of engine threads.
+    `context_tokens` is what one request may use; the engine gets `context_tokens * slots`. `None`: decided before the
+    start from the model's file and the memory that there is (`loading`); if the file does not tell either, by the
+    engine. `threads=None` leaves one core free of engine threads.
     `flags` are llama-server's long flags: `True` is the bare flag, `False` its `--no-` form, a list repeats it.
     """
 

@@ -1,9 +1,12 @@
 """A framed reply: numbered frames that survive a broker which goes and comes.
 
-States: `asking` (the `accept` has no answer yet), `flowing`, `away` (the connection was lost; frames are kept), `over`.
+States: `offered` (the first `accept` is out and has no answer yet), `asking` (another one is), `flowing`, `away` (the
+connection was lost; frames are kept), `over`.
 
 Rules
-- Nothing but `accept` leaves before `go`. `gone`, nobody there, or no answer in `ACCEPT_WAIT_S`: the work is abandoned.
+- Frames may follow the first `accept` at once: they bear its mark, and a reader bound to another drops them. `gone`,
+  nobody there, or no answer in `ACCEPT_WAIT_S`: the work is abandoned.
+- An `accept` that has to be sent again is waited for: what went before it may be lost.
 - Every frame stays in the window until it is credited. A full window stops the reading of the engine.
 - In a new session one held frame is sent as a knock. Only when the server has heard it and somebody listened, or
   credit came, all that is held is sent again: a reader that is not back yet must see no gap.
@@ -13,20 +16,37 @@ Rules
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from typing import Final, Literal
 
 from bus.connection import Bus, GoneWatch
 from bus.errors import BusSlow, NoResponders
+from bus.watched import Tasks
 from schemas.errors import BodyTooLarge, BusUnavailable, Cancelled, DeadlineExceeded, PunaError
-from schemas.frame import ACCEPT, DATA, END, ERROR, GO, OPEN, PING, PRESENCE_PROBE_S, SILENCE_PING_S, encode_frame
+from schemas.frame import (
+    ACCEPT,
+    DATA,
+    END,
+    ERROR,
+    GO,
+    OPEN,
+    PING,
+    PRESENCE_PROBE_S,
+    SILENCE_PING_S,
+    encode_frame,
+    marked_epoch,
+)
 from schemas.reply import Accept, Open, Ping
 from worker.reply import Flow, Summary, fault_of, finish_of
-from worker.watch import Tasks
 from worker.window import Window
 from worker.work import Work
 
-ACCEPT_WAIT_S: Final = 1.0
+ACCEPT_WAIT_S: Final = 3.0
+"""As long as a reader waits for a silent worker: it may have taken frames that came behind the `accept`."""
+ACCEPT_AGAIN_S: Final = 1.0
+"""How long a job rests that nobody answered for."""
+MARK_BYTES: Final = 4
 CREDIT_PAUSE_S: Final = 3.0
 CREDIT_CANCEL_S: Final = 10.0
 AWAY_LIMIT_S: Final = 10.0
@@ -35,7 +55,9 @@ LINGER_S: Final = 3.0
 ACCEPT_TRIES: Final = 3
 """Deliveries of a job after which a requester that does not answer is taken for gone."""
 
-State = Literal["asking", "flowing", "away", "over"]
+_SENDING: Final = frozenset(("offered", "flowing"))
+
+State = Literal["asking", "offered", "flowing", "away", "over"]
 
 
 class FramedReply:
@@ -52,8 +74,9 @@ class FramedReply:
         self._clock = clock
         self._subject = work.head.reply
         self._gone_subject = watch.reply(self.token)
-        self._accept = encode_frame(ACCEPT, work.head.epoch, 0, accept.encode())
-        self._window = Window(work.head.epoch, first_seq=1)
+        self._mark = secrets.token_hex(MARK_BYTES).encode()
+        self._accept = encode_frame(ACCEPT, marked_epoch(work.head.epoch, self._mark), 0, accept.encode())
+        self._window = self._fresh_window()
         self._state: State = "asking"
         self._ended = False
         self._paused = False
@@ -61,6 +84,9 @@ class FramedReply:
         self._flow: Flow | None = None
         self._sent_at = self._credit_at = self._away_since = clock()
         self._probe_at = 0.0
+
+    def _fresh_window(self) -> Window:
+        return Window(self._work.head.epoch, first_seq=1, mark=self._mark)
 
     # -- the engine's side -------------------------------------------------------------------------------------------
     def begin(self, flow: Flow) -> None:
@@ -82,10 +108,10 @@ class FramedReply:
         self._last(END, finish_of(summary, self.data_frames).encode())
 
     def error(self, error: PunaError) -> None:
-        """The last frame of a failed answer. Before `go` it is the only one: the requester has not asked for more."""
+        """The last frame of a failed answer. While nothing could be sent it is the only one."""
         if self._state == "asking":
             self._work.claim.settle()
-            self._window, self.data_frames = Window(self._work.head.epoch, first_seq=1), 0
+            self._window, self.data_frames = self._fresh_window(), 0
             self._state = "flowing"
         self._last(ERROR, fault_of(error, self.data_frames).encode())
 
@@ -93,13 +119,14 @@ class FramedReply:
         if self._state != "over" and not self._ended:
             self._put(kind, payload)
             self._ended = True
+            self._flow = None
 
     def _put(self, kind: bytes, payload: bytes) -> None:
         if self._ended or self._state == "over":
             return
         window = self._window
         raw = window.add(kind, payload)
-        if self._state == "flowing" and window.unsent == window.next_seq - 1:
+        if self._state in _SENDING and window.unsent == window.next_seq - 1:
             self._publish(raw, probe=kind is DATA or kind is PING)
         if window.full:
             self._pause()
@@ -111,7 +138,7 @@ class FramedReply:
             self._probe_at = now + PRESENCE_PROBE_S
             reply = self._gone_subject
         try:
-            self._bus.publish(self._subject, raw, reply=reply)
+            self._bus.publish(self._subject, raw, reply=reply, now=self.data_frames == 1)
         except BusSlow:
             return False
         except BodyTooLarge as error:  # a server with a smaller limit took over: what is held cannot go out any more
@@ -151,16 +178,19 @@ class FramedReply:
     # -- accept ------------------------------------------------------------------------------------------------------
     async def _ask(self) -> None:
         """Until the requester has said `go`, or there is no hope of it."""
-        claim, give_up_at = self._work.claim, self._clock() + AWAY_LIMIT_S
-        while self._state == "asking":
+        give_up_at = self._clock() + AWAY_LIMIT_S
+        if self._state == "asking" and self._bus.connected:
+            self._state = "offered"  # the request below publishes before anything else can
+        while self._state in ("asking", "offered"):
             try:
                 answer = await self._bus.request(self._subject, self._accept, timeout_s=ACCEPT_WAIT_S)
             except NoResponders:
-                claim.settle()
+                self._work.claim.settle()
                 self._abandon(Cancelled("the requester is gone"))
             except DeadlineExceeded:
                 self._unanswered()
             except BusUnavailable as error:
+                self.lost()
                 await self._next_session(give_up_at)
                 if self._clock() >= give_up_at:
                     self._abandon(error)
@@ -174,14 +204,17 @@ class FramedReply:
             return
 
     def _answered(self, word: bytes) -> None:
-        if self._state != "asking":
-            return
         self._work.claim.settle()
+        if self._state not in ("asking", "offered"):
+            return
         if word != GO:
             self._abandon(Cancelled("the requester gave this attempt up"))
             return
+        again = self._state == "asking"
         self._state = "flowing" if self._bus.connected else "away"
-        self._sent_at = self._credit_at = self._away_since = self._clock()
+        self._credit_at = self._away_since = self._clock()
+        if again:
+            self._window.rewind()
         if self._state == "flowing":
             self._flush()
 
@@ -189,7 +222,7 @@ class FramedReply:
         claim = self._work.claim
         if claim.delivered >= ACCEPT_TRIES:
             claim.drop("the requester does not answer")
-        claim.give_back(ACCEPT_WAIT_S)
+        claim.give_back(ACCEPT_AGAIN_S)
         self._abandon(Cancelled("the requester did not answer in time"))
 
     # -- the reader's side -------------------------------------------------------------------------------------------
@@ -200,7 +233,9 @@ class FramedReply:
 
     def lost(self) -> None:
         """The connection went: keep what comes. Work that waits for `go` asks again by itself."""
-        if self._state == "flowing":
+        if self._state == "offered":
+            self._state = "asking"
+        elif self._state == "flowing":
             self._state = "away"
             self._away_since = self._clock()
 
@@ -233,7 +268,8 @@ class FramedReply:
         """Nobody listened. Right after a broken connection the reader may just not be back yet."""
         if self._state == "away":
             self._absent = True
-        elif self._state == "flowing":
+        elif self._state in _SENDING:
+            self._work.claim.settle()
             self._abandon(Cancelled("the requester is gone"))
 
     def credit(self, epoch: int, next_seq: int) -> None:

@@ -4,18 +4,17 @@ The format is llama.cpp's (docs/gguf.md of the ggml project): magic, version, tw
 then tensor data at a given alignment. Engines have leaked memory over tensors that lie beyond the file, so every count,
 length, offset and size is held against the file before an engine sees it.
 
-Reading costs memory for what is kept only: the file is mapped, long arrays are walked and counted, not built.
+Reading costs memory for what is kept only: long arrays are walked and counted, not built.
 """
 
 from __future__ import annotations
 
-import mmap
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 MAGIC: Final = b"GGUF"
 VERSIONS: Final = (2, 3)
@@ -28,6 +27,7 @@ ARRAY_LIMIT_ITEMS: Final = 16 << 20
 ARRAY_KEPT_ITEMS: Final = 4096
 """Arrays up to this length are kept (a figure a layer); longer ones (a vocabulary) are counted."""
 HEADER_LIMIT_BYTES: Final = 512 << 20
+WINDOW_BYTES: Final = 1 << 20
 ARRAY_DEPTH_LIMIT: Final = 2
 KEPT_LIMIT_BYTES: Final = 16 << 20
 """What all keys, strings and kept arrays of one header may take in memory."""
@@ -142,19 +142,32 @@ def read_header(path: Path) -> Gguf:
         size = file.seek(0, 2)
         if size < 24:
             raise BadGguf(f"{size} bytes are no GGUF file")
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            return _parse(_Cursor(mapped, size))
+        return _parse(_Cursor(file, size))
 
 
 class _Cursor:
-    """A place in the mapped file. Every step is checked against the file's end and the header's limit."""
+    """A place in the file. Every step is checked against the file's end and the header's limit.
 
-    def __init__(self, data: mmap.mmap, size: int) -> None:
-        self.data = data
+    The file is read window by window and not mapped: one that somebody shortens meanwhile would end the process.
+    """
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
         self.size = size
         self.end = min(size, HEADER_LIMIT_BYTES)
         self.at = 0
+        self._file = file
+        self._window = b""
+        self._base = 0
         self._kept_bytes = 0
+
+    def view(self, start: int, count: int) -> tuple[bytes, int]:
+        """Bytes that hold the `count` from `start` on, and where in them those begin."""
+        if not self._base <= start <= start + count <= self._base + len(self._window):
+            self._file.seek(start)
+            self._window, self._base = self._file.read(max(count, WINDOW_BYTES)), start
+            if len(self._window) < count:
+                raise BadGguf(f"it ends at byte {start + len(self._window)}: it became shorter while it was read")
+        return self._window, start - self._base
 
     def keep(self, count_bytes: int) -> None:
         """Account for what stays in memory."""
@@ -172,7 +185,7 @@ class _Cursor:
 
     def take(self, form: str) -> Scalar:
         layout = struct.Struct("<" + form)
-        value: Scalar = layout.unpack_from(self.data, self.skip(layout.size))[0]
+        value: Scalar = layout.unpack_from(*self.view(self.skip(layout.size), layout.size))[0]
         return value
 
     def whole(self, form: str) -> int:
@@ -186,15 +199,15 @@ class _Cursor:
 
     def string(self, what: str, limit_bytes: int) -> str:
         length = self.bounded(f"the length of {what}", limit_bytes)
-        start = self.skip(length)
         self.keep(length + _ITEM_BYTES)
-        return self.data[start : start + length].decode("utf-8", "replace")
+        window, start = self.view(self.skip(length), length)
+        return window[start : start + length].decode("utf-8", "replace")
 
 
 def _parse(cursor: _Cursor) -> Gguf:
-    if cursor.data[:4] != MAGIC:
+    window, start = cursor.view(cursor.skip(4), 4)
+    if window[start : start + 4] != MAGIC:
         raise BadGguf("it does not begin with 'GGUF'")
-    cursor.skip(4)
     version = cursor.whole("I")
     if version not in VERSIONS:
         raise BadGguf(f"its version is {version}; {' and '.join(map(str, VERSIONS))} are known")
@@ -233,9 +246,11 @@ def _array(cursor: _Cursor, key: str, depth: int) -> Array:
     count = cursor.bounded(f"the length of {key[:80]!r}", ARRAY_LIMIT_ITEMS)
     if (form := _SCALARS.get(kind)) is not None:
         start = cursor.skip(count * struct.calcsize("<" + form))
-        kept = count if count <= ARRAY_KEPT_ITEMS else 0
-        cursor.keep(kept * _ITEM_BYTES)
-        return Array(count, struct.unpack_from(f"<{kept}{form}", cursor.data, start))
+        if count > ARRAY_KEPT_ITEMS:
+            return Array(count, ())
+        cursor.keep(count * _ITEM_BYTES)
+        layout = struct.Struct(f"<{count}{form}")
+        return Array(count, layout.unpack_from(*cursor.view(start, layout.size)))
     if kind == _STRING:
         return _strings(cursor, key, count)
     if count > ARRAY_KEPT_ITEMS:
@@ -249,12 +264,15 @@ def _strings(cursor: _Cursor, key: str, count: int) -> Array:
     if count <= ARRAY_KEPT_ITEMS:
         what = f"an item of {key[:80]!r}"
         return Array(count, tuple(cursor.string(what, KEY_LIMIT_BYTES) for _ in range(count)))
-    unpack: Callable[[mmap.mmap, int], tuple[int]] = struct.Struct("<Q").unpack_from
-    data, at, end = cursor.data, cursor.at, cursor.end - 8
+    unpack: Callable[[bytes, int], tuple[int]] = struct.Struct("<Q").unpack_from
+    window, base, at = b"", cursor.at, cursor.at
     for _ in range(count):
-        if at > end:
-            raise BadGguf(f"the header ends in the middle of {key[:80]!r}")
-        at += 8 + unpack(data, at)[0]
+        if at - base + 8 > len(window):
+            if at + 8 > cursor.end:
+                raise BadGguf(f"the header ends in the middle of {key[:80]!r}")
+            window, offset = cursor.view(at, 8)
+            base = at - offset
+        at += 8 + unpack(window, at - base)[0]
     cursor.skip(at - cursor.at)
     return Array(count, ())
 

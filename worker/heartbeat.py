@@ -19,6 +19,8 @@ from schemas.topology import HEARTBEAT_S
 
 log = logging.getLogger(__name__)
 
+SETTLE_S: Final = 0.05
+"""How long a change waits for more of its kind; also, a request that has just come is not made to wait for it."""
 CHANGE_GAP_S: Final = 0.1
 """Between two heartbeats: what changes more often is told together."""
 
@@ -108,6 +110,7 @@ class Heartbeats:
         self._key = encode(node)
         self._on_failed = on_failed
         self._changed = asyncio.Event()
+        self._urgent = False
 
     def changed(self) -> None:
         """Something that a heartbeat tells is different now."""
@@ -115,6 +118,7 @@ class Heartbeats:
 
     async def session(self) -> None:
         """A new session: whoever watches must see us at once."""
+        self._urgent = True
         self.changed()
 
     async def run(self) -> None:
@@ -122,10 +126,13 @@ class Heartbeats:
         await self._changed.wait()
         while True:
             self._changed.clear()
+            self._urgent = False
             if self._bus.connected:
                 await self._send()
-            await asyncio.sleep(CHANGE_GAP_S)
+            await asyncio.sleep(CHANGE_GAP_S - SETTLE_S)
             await self._until_changed(HEARTBEAT_S - CHANGE_GAP_S)
+            if not self._urgent:
+                await asyncio.sleep(SETTLE_S)
 
     async def _until_changed(self, timeout_s: float) -> None:
         try:

@@ -10,10 +10,7 @@ from typing import Any, Final
 import orjson
 
 from schemas.errors import (
-    AuthenticationFailed,
     Cancelled,
-    InvalidName,
-    InvalidRequest,
     MethodNotAllowed,
     ModelNotFound,
     NotFound,
@@ -22,10 +19,11 @@ from schemas.errors import (
 from schemas.node import Heartbeat
 from schemas.openai import check_body
 from schemas.request import DEADLINE_DEFAULT_S, RequestHead
-from schemas.subjects import H_TRACEPARENT, check_request_id
+from schemas.subjects import H_TRACEPARENT
 from web import Exchange, Header
-from worker.httpreply import HttpReply, retry_headers
-from worker.keys import Keys
+from web.headers import REQUEST_ID, identified, remedy_headers
+from web.keys import Keyring
+from worker.httpreply import HttpReply
 from worker.metrics import CONTENT_TYPE, Metrics
 from worker.serving import Serving
 from worker.work import Claim, Work
@@ -45,7 +43,7 @@ class House:
     serving: Serving
     beat: Callable[[], Heartbeat]
     metrics: Metrics
-    keys: Keys
+    keys: Keyring
     connected: Callable[[], bool]
     lag_s: Callable[[], float]
     clock: Callable[[], float]
@@ -57,7 +55,7 @@ class Pages:
 
     def __init__(self, house: House) -> None:
         self._house = house
-        self._pages: dict[str, Callable[[Exchange], None]] = {
+        self._pages: dict[str, Callable[[Exchange, list[Header]], None]] = {
             "/v1/models": self._models,
             "/v1/node/inventory": self._inventory,
             "/healthz": self._health,
@@ -68,41 +66,40 @@ class Pages:
 
     def handle(self, exchange: Exchange) -> None:
         """Answer one request, now or later."""
-        path = exchange.request.path
+        path, headers = exchange.request.path, identified(exchange.request.headers)
         try:
-            if path not in _OPEN and not self._house.keys.allow(exchange.request.headers):
-                raise AuthenticationFailed("send one of this worker's API keys as 'Authorization: Bearer KEY'")
+            if path not in _OPEN:
+                self._house.keys.check(exchange.request.headers)
             if path == CHAT:
-                self._chat(exchange)
+                self._chat(exchange, headers)
             else:
-                self._page(exchange)
+                self._page(exchange, headers)
         except PunaError as error:
-            exchange.respond(error.http_status, error.body(), headers=retry_headers(error))
+            exchange.respond(error.http_status, error.body(), headers=[*headers, *remedy_headers(error)])
 
-    def _page(self, exchange: Exchange) -> None:
+    def _page(self, exchange: Exchange, headers: list[Header]) -> None:
         path, method = exchange.request.path, exchange.request.method
         page = self._pages.get(path)
         if page is None:
             raise NotFound(f"no page {path[:80]!r} here; this is a worker, the gateway has more")
         if method not in ("GET", "HEAD"):
             raise MethodNotAllowed(f"{path} takes GET")
-        page(exchange)
+        page(exchange, headers)
 
     # -- requests ----------------------------------------------------------------------------------------------------
-    def _chat(self, exchange: Exchange) -> None:
+    def _chat(self, exchange: Exchange, headers: list[Header]) -> None:
         request, house = exchange.request, self._house
         if request.method != "POST":
             raise MethodNotAllowed(f"{CHAT} takes POST")
         found = check_body("chat", request.body)
         if not house.serving.slots.serves(found.model):
             raise ModelNotFound(f"this node does not serve model {found.model}", param="model")
-        shown, own = self._ids(exchange)
+        own = self._own_id(headers[0][1], request.headers.get(REQUEST_ID))
         head = RequestHead(
             "chat", own, "", deadline_s=DEADLINE_DEFAULT_S, traceparent=request.headers.get(H_TRACEPARENT)
         )
         now = house.clock()
         work = Work(head, found.model, request.body, "http", now, Claim(None, now), found.stream)
-        headers: list[Header] = [("x-request-id", shown)]
         reply = HttpReply(
             exchange,
             stream=found.stream,
@@ -112,19 +109,12 @@ class Pages:
         )
         house.serving.take(work, reply)
 
-    def _ids(self, exchange: Exchange) -> tuple[str, str]:
-        """The id that the client sees, its own if it sent one, and ours, which nobody can use twice."""
-        fresh = self._house.fresh_id()
-        given = exchange.request.headers.get("x-request-id")
-        if not given:
-            return fresh, fresh
-        try:
-            return check_request_id(given), f"{fresh}-{given}"[:128]
-        except InvalidName as error:
-            raise InvalidRequest(f"x-request-id: {error.message}", param="x-request-id") from error
+    def _own_id(self, shown: str, given: str | None) -> str:
+        """An id that nobody can use twice, for the one that the client sees, which may be its own."""
+        return f"{self._house.fresh_id()}-{shown}"[:128] if shown == given else shown
 
     # -- pages -------------------------------------------------------------------------------------------------------
-    def _models(self, exchange: Exchange) -> None:
+    def _models(self, exchange: Exchange, headers: list[Header]) -> None:
         beat = self._house.beat()
         data = [
             {
@@ -137,21 +127,21 @@ class Pages:
             }
             for engine in beat.engines
         ]
-        _json(exchange, 200, {"object": "list", "data": data})
+        _json(exchange, 200, {"object": "list", "data": data}, headers)
 
-    def _inventory(self, exchange: Exchange) -> None:
-        exchange.respond(200, self._house.beat().model_dump_json().encode())
+    def _inventory(self, exchange: Exchange, headers: list[Header]) -> None:
+        exchange.respond(200, self._house.beat().model_dump_json().encode(), headers=headers)
 
-    def _health(self, exchange: Exchange) -> None:
-        _json(exchange, 200, {"status": "ok"})
+    def _health(self, exchange: Exchange, headers: list[Header]) -> None:
+        _json(exchange, 200, {"status": "ok"}, headers)
 
-    def _live(self, exchange: Exchange) -> None:
+    def _live(self, exchange: Exchange, headers: list[Header]) -> None:
         lag_s = self._house.lag_s()
         late = lag_s > LAG_LIMIT_S
         body = {"status": "late" if late else "ok", "event_loop_lag_s": round(lag_s, 3)}
-        _json(exchange, 503 if late else 200, body)
+        _json(exchange, 503 if late else 200, body, headers)
 
-    def _ready(self, exchange: Exchange) -> None:
+    def _ready(self, exchange: Exchange, headers: list[Header]) -> None:
         beat = self._house.beat()
         reasons = [] if self._house.connected() else ["not connected to NATS"]
         if beat.draining:
@@ -159,11 +149,12 @@ class Pages:
         if not any(engine.state == "ready" for engine in beat.engines):
             told = [f"{engine.model} is {engine.state}: {engine.reason or 'no reason'}" for engine in beat.engines]
             reasons += told or ["no model is configured"]
-        _json(exchange, 503 if reasons else 200, {"status": "unready" if reasons else "ok", "reasons": reasons})
+        told_all = {"status": "unready" if reasons else "ok", "reasons": reasons}
+        _json(exchange, 503 if reasons else 200, told_all, headers)
 
-    def _metrics(self, exchange: Exchange) -> None:
-        exchange.respond(200, self._house.metrics.text(), content_type=CONTENT_TYPE)
+    def _metrics(self, exchange: Exchange, headers: list[Header]) -> None:
+        exchange.respond(200, self._house.metrics.text(), content_type=CONTENT_TYPE, headers=headers)
 
 
-def _json(exchange: Exchange, status: int, body: dict[str, Any]) -> None:
-    exchange.respond(status, orjson.dumps(body))
+def _json(exchange: Exchange, status: int, body: dict[str, Any], headers: list[Header]) -> None:
+    exchange.respond(status, orjson.dumps(body), headers=headers)

@@ -3,12 +3,12 @@ status; a stream that waits long gets comments, and after those a failure is an 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Final
 
 from schemas.errors import Cancelled, PunaError
 from web import Exchange, Header
+from web.headers import remedy_headers
 from worker.inference import SSE
 from worker.reply import Flow, Summary
 
@@ -80,7 +80,7 @@ class HttpReply:
             self._exchange.write(b"data: " + error.body() + b"\n\n")
             self._exchange.finish()
         else:
-            self._respond(error.http_status, error.body(), "application/json", retry_headers(error))
+            self._respond(error.http_status, error.body(), "application/json", remedy_headers(error))
 
     def tick(self, now: float) -> bool:
         """A stream that is silent for long gets a comment."""
@@ -102,15 +102,3 @@ class HttpReply:
             self._flow.abandon(Cancelled("the client left"))
         else:
             self._on_left()
-
-
-def retry_headers(error: PunaError) -> list[Header]:
-    """What OpenAI's clients read before they repeat a request."""
-    if not error.retryable:
-        return []
-    after_s = error.retry_after_s if error.retry_after_s is not None else 1.0
-    return [
-        ("retry-after", str(math.ceil(after_s))),
-        ("retry-after-ms", str(math.ceil(after_s * 1000))),
-        ("x-should-retry", "true"),
-    ]

@@ -19,17 +19,17 @@ import orjson
 from bus.blobs import Blobs
 from bus.connection import Bus, Message, Subscription
 from bus.job import Job
+from bus.message import error_headers
 from bus.pull import WorkPull
+from bus.watched import Tasks
 from schemas import topology
 from schemas.errors import BusUnavailable, PunaError
 from schemas.frame import ERROR, encode_frame
 from schemas.openai import check_body, parse_object
 from schemas.request import RequestHead, head_of
 from schemas.subjects import BATCH, H_REPLY, INTERACTIVE, WORKERS_GROUP, decode
-from worker.native import error_headers
 from worker.reply import fault_of
 from worker.serving import Serving
-from worker.watch import Tasks
 from worker.work import Claim, Origin, Work
 
 log = logging.getLogger(__name__)
@@ -204,7 +204,7 @@ class Inbox:
             if head is not None and head.framed:
                 self._bus.publish(subject, encode_frame(ERROR, head.epoch, 1, fault_of(error, 0).encode()))
             else:
-                self._bus.publish(subject, error.body(), headers=error_headers(error.message, error.http_status))
+                self._bus.publish(subject, error.body(), headers=error_headers(error))
         except BusUnavailable as lost:
             log.warning("refusal_unsent", extra={"event": "refusal_unsent", "reason": lost.code})
 

@@ -152,6 +152,7 @@ class Inference:
             first_data_s=first_s,
             total_s=self._clock() - self.started_at,
         )
+        self._call = None  # it knows us: without this cycle it need not wait for the garbage collector
         if error is None:
             self.reply.end(self.summary)
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -15,6 +16,7 @@ from worker.crashes import died, failed_start, port_was_taken
 from worker.enginelog import EngineLog
 from worker.enginespec import EngineBinary, EngineSettings, EngineSpec
 from worker.launch import HOST, command
+from worker.loading import Unfit
 from worker.loadtimes import model_bytes
 from worker.orphans import Note, Notebook
 from worker.ports import PortLease, PortPool
@@ -27,17 +29,19 @@ _SHOWN_LINES: Final = 40
 
 
 class StartFailed(Exception):
-    """An engine did not get ready. With `another_port`, only its port was to blame."""
+    """An engine did not get ready. With `another_port`, only its port was to blame; with `unfit`, no process was
+    started."""
 
-    def __init__(self, reason: str, *, another_port: bool = False) -> None:
+    def __init__(self, reason: str, *, another_port: bool = False, unfit: bool = False) -> None:
         super().__init__(reason)
         self.reason = reason
         self.another_port = another_port
+        self.unfit = unfit
 
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """What an engine's lives share."""
+    """What an engine's lives share. `prepare` gives the spec for one start, or raises `Unfit`."""
 
     engine_id: str
     spec: EngineSpec
@@ -46,6 +50,7 @@ class Home:
     ports: PortPool
     notes: Notebook
     log: EngineLog
+    prepare: Callable[[], Awaitable[EngineSpec]]
 
 
 class Life:
@@ -63,11 +68,15 @@ class Life:
     async def begin(home: Home) -> Life:
         """Start a process. Raises `StartFailed`."""
         try:
+            spec = await home.prepare()
+        except Unfit as error:
+            raise StartFailed(error.reason, unfit=True) from error
+        try:
             lease = home.ports.lease()
         except (Unavailable, OSError) as error:
             raise StartFailed(str(error)) from error
         try:
-            return await Life._on(home, lease)
+            return await Life._on(home, spec, lease)
         except OSError as error:
             lease.release()
             raise StartFailed(f"cannot start {home.binary.argv[0]}: {error.strerror or error}") from error
@@ -76,11 +85,11 @@ class Life:
             raise
 
     @staticmethod
-    async def _on(home: Home, lease: PortLease) -> Life:
-        what = command(home.binary, home.spec, lease.port, os.environ)
+    async def _on(home: Home, spec: EngineSpec, lease: PortLease) -> Life:
+        what = command(home.binary, spec, lease.port, os.environ)
         home.log.begin(secret=what.key)
         process = await launch(what, home.log)
-        life = Life(home, lease, process, Client(HOST, lease.port, headers=[("authorization", f"Bearer {what.key}")]))
+        life = Life(home, lease, process, _client(lease.port, what.key))
         note = Note.of(process.pid, what.tag, lease.port)
         if note is not None:
             home.notes.write(home.engine_id, note)
@@ -143,3 +152,7 @@ class Life:
             return self._home.settings.startup_limit_s(model_bytes(self._home.spec.path))
         except OSError as error:
             raise StartFailed(f"the model file {self._home.spec.path} cannot be read: {error.strerror}") from error
+
+
+def _client(port: int, key: str) -> Client:
+    return Client(HOST, port, headers=[("authorization", f"Bearer {key}")], spare=True)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from worker.modelfile import ModelFile
+from worker.modelfile import Layer, ModelFile
 
 CACHE_BYTES_PER_VALUE: Final[Mapping[str, float]] = {
     "f32": 4.0,
@@ -88,6 +88,9 @@ class Correction:
         return Correction(ratio=(self.ratio + seen) / 2)
 
 
+NO_CORRECTION: Final = Correction()
+
+
 def plan(model: ModelFile, serving: Serving) -> MemoryPlan:
     """The memory of one engine. Raises `ValueError` for a cache type that is none of llama-server's."""
     return MemoryPlan(
@@ -101,9 +104,18 @@ def plan(model: ModelFile, serving: Serving) -> MemoryPlan:
 def cache_bytes(model: ModelFile, serving: Serving) -> int:
     """The KV cache of all slots."""
     key, value = (_per_value(name) for name in (serving.cache_type_k, serving.cache_type_v))
-    a_token = sum(layer.kv_heads * (layer.key_length * key + layer.value_length * value) for layer in model.layers)
-    padded = -(-serving.context_tokens // CACHE_PAD_TOKENS) * CACHE_PAD_TOKENS
-    return int(a_token * padded * serving.slots)
+    cells = sum(
+        layer.kv_heads * (layer.key_length * key + layer.value_length * value) * _tokens(layer, serving)
+        for layer in model.layers
+    )
+    return int(cells * serving.slots)
+
+
+def _tokens(layer: Layer, serving: Serving) -> int:
+    """What the cache of a layer holds of one sequence. A window slides over a batch at a time."""
+    context, window = serving.context_tokens, layer.window_tokens
+    held = context if window is None else min(context, window + serving.batch_tokens)
+    return -(-held // CACHE_PAD_TOKENS) * CACHE_PAD_TOKENS
 
 
 def compute_bytes(model: ModelFile, serving: Serving) -> int:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import stat
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
-from worker.gguf import Array, Gguf, read_header
+from worker.gguf import Array, BadGguf, Gguf, Tensor, read_header
 
 Capability = Literal["chat", "completion", "embedding", "rerank", "vision", "audio"]
 
@@ -16,15 +19,21 @@ _ENCODERS: Final = frozenset(
 )
 _POOLING_RANK: Final = 4
 _POOLING_NONE: Final = 0
+_WINDOW_PATTERNS: Final = {"gemma2": 2, "gemma3": 6, "gemma3n": 5, "cohere2": 4, "exaone4": 4, "gpt-oss": 2}
+"""llama.cpp's own: of so many layers the last sees the whole context, the others the sliding window. Kinds that are
+not here, and say nothing in their header, are taken to see all of it."""
+_SHARD: Final = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One attention layer: heads of its cache, and values a head in key and value."""
+    """One attention layer: heads of its cache, and values a head in key and value. A layer without attention has no
+    heads; `window_tokens` is set where it keeps no more than the last of them."""
 
     kv_heads: int
     key_length: int
     value_length: int
+    window_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +55,33 @@ class ModelFile:
 
 
 def describe(path: Path) -> ModelFile:
-    """Read and describe. Raises `BadGguf`, or `OSError`."""
-    return described(read_header(path))
+    """Read and describe a model, all files of a split one. Raises `BadGguf`, or `OSError`."""
+    headers = [_header(shard) for shard in shards(path)]
+    tensors = [tensor for header in headers for tensor in header.tensors]
+    return replace(
+        described(headers[0]),
+        parameters=sum(header.parameters for header in headers),
+        tensor_bytes=sum(header.tensor_bytes for header in headers),
+        quantisation=_quantisation(tensors),
+    )
+
+
+def shards(path: Path) -> list[Path]:
+    """All files of the model whose first one is `path`. Raises `BadGguf` if it is another one."""
+    if (hit := _SHARD.fullmatch(path.name)) is None:
+        return [path]
+    if int(hit[2]) != 1 or int(hit[3]) < 1:
+        raise BadGguf(f"it is part {int(hit[2])} of a split model; name the first, {hit[1]}-00001-of-{hit[3]}.gguf")
+    return [path.with_name(f"{hit[1]}-{number:05}-of-{hit[3]}.gguf") for number in range(1, int(hit[3]) + 1)]
+
+
+def _header(path: Path) -> Gguf:
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise BadGguf("it is no regular file")
+    try:
+        return read_header(path)
+    except BadGguf as error:
+        raise BadGguf(f"{path.name}: {error}") from error
 
 
 def described(header: Gguf) -> ModelFile:
@@ -59,7 +93,7 @@ def described(header: Gguf) -> ModelFile:
         architecture=architecture,
         name=_text(header, "general.name"),
         parameters=header.parameters,
-        quantisation=_quantisation(header),
+        quantisation=_quantisation(header.tensors),
         tensor_bytes=header.tensor_bytes,
         context_tokens=_whole(header, f"{architecture}.context_length"),
         embedding_length=_whole(header, f"{architecture}.embedding_length") or 0,
@@ -103,14 +137,26 @@ def _layers(header: Gguf, architecture: str) -> tuple[Layer, ...]:
     per_head = width // max(heads) if heads and max(heads) > 0 else 0
     key = _whole(header, f"{architecture}.attention.key_length") or per_head
     value = _whole(header, f"{architecture}.attention.value_length") or per_head
-    shared = _each(header, f"{architecture}.attention.head_count_kv", count, 0)
-    return tuple(Layer(kv or own, key, value) for kv, own in zip(shared, heads, strict=True))
+    kv_key = f"{architecture}.attention.head_count_kv"
+    shared = _each(header, kv_key, count, 0) if kv_key in header.metadata else heads
+    windows = _windows(header, architecture, count)
+    return tuple(Layer(kv, key, value, window) for kv, window in zip(shared, windows, strict=True))
 
 
-def _quantisation(header: Gguf) -> str:
+def _windows(header: Gguf, architecture: str, count: int) -> list[int | None]:
+    """Of each layer the sliding window, as llama.cpp takes it."""
+    window = _whole(header, f"{architecture}.attention.sliding_window") or None
+    told = header.metadata.get(f"{architecture}.attention.sliding_window_pattern")
+    if isinstance(told, Array) and len(told.items) == count:
+        return [window if slides else None for slides in told.items]
+    pattern = told if isinstance(told, int) and told > 0 else _WINDOW_PATTERNS.get(architecture, 1)
+    return [window if number % pattern < pattern - 1 else None for number in range(count)]
+
+
+def _quantisation(tensors: Iterable[Tensor]) -> str:
     """The type that most bytes have: what people mean by the name of a quantised file."""
     weight: Counter[str] = Counter()
-    for tensor in header.tensors:
+    for tensor in tensors:
         weight[tensor.type_name] += tensor.size_bytes
     return weight.most_common(1)[0][0] if weight else "none"
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Final
 
 from bus.connection import Bus, GoneWatch
-from schemas import subjects as s
+from bus.message import error_headers, service_headers
 from schemas.errors import BodyTooLarge, BusUnavailable, Cancelled, EngineFailed, PunaError
 from schemas.frame import PRESENCE_PROBE_S
 from worker.framed import AWAY_LIMIT_S
@@ -85,12 +85,12 @@ class NativeReply:
             return
         self._over = True
         self._work.claim.settle()
-        self._send(error.body(), error_headers(error.message, error.http_status))
+        self._send(error.body(), error_headers(error))
         if self._streaming or self._work.stream:
             self._send(b"")
 
     def _status_headers(self) -> Headers:
-        return None if self._status < 400 else error_headers("the engine refused the request", self._status)
+        return None if self._status < 400 else service_headers("the engine refused the request", self._status)
 
     @property
     def _limit_bytes(self) -> int:
@@ -173,8 +173,3 @@ class NativeReply:
             self._abandon(BusUnavailable("the connection to NATS did not come back in time"))
             return False
         return not self._over or bool(self._unsent)
-
-
-def error_headers(message: str, status: int) -> dict[str, str]:
-    """The two headers by which NATS services say that an answer is an error."""
-    return {s.H_SERVICE_ERROR: message[:200], s.H_SERVICE_ERROR_CODE: str(status)}

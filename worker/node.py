@@ -12,18 +12,20 @@ from typing import Final
 
 from bus.connection import Bus
 from bus.topology import ensure
+from bus.watched import Tasks
 from schemas import topology
 from schemas.node import Device, Heartbeat, Pressure
 from web import Limits, Server
+from web.keys import Keyring as Keys
 from worker.accelerators import Accelerator, discover, environment
-from worker.control import Control
+from worker.control import Control, Reach
 from worker.devices import Devices
 from worker.engine import Engine
 from worker.enginespec import EngineBinary, EngineSpec
 from worker.heartbeat import HeartbeatMaker, Heartbeats
 from worker.http import House, Pages
 from worker.inbox import Inbox
-from worker.keys import Keys
+from worker.loading import Loader
 from worker.metrics import Metrics, Present
 from worker.orphans import Notebook
 from worker.ports import PortPool
@@ -31,7 +33,6 @@ from worker.pulse import Pulse
 from worker.replies import Replies
 from worker.serving import Serving
 from worker.settings import ModelSettings, WorkerSettings
-from worker.watch import Tasks
 
 log = logging.getLogger(__name__)
 
@@ -64,11 +65,13 @@ def spec_of(
 
 
 class Node:
-    """One worker. `ended` gets the reason when a part that must run has died."""
+    """One worker. `ended` gets the reason when a part that must run has died, `leaving` is set when an operator asked
+    it over NATS to drain and end."""
 
     def __init__(self, settings: WorkerSettings, keys: Keys, binary: EngineBinary | None) -> None:
         self.http_url: str | None = None
         self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.leaving = asyncio.Event()
         self._settings = settings
         self._keys = keys
         self._binary = binary
@@ -124,7 +127,9 @@ class Node:
             settings.node, fresh_id(), _version(), self._engines, self, labels=settings.labels, region=settings.region
         )
         self._heartbeats = Heartbeats(bus, self._maker.next, settings.node, self._metrics.heartbeats_failed.inc)
-        self._control = Control(bus, settings.node, self._serving, self._maker.beat)
+        leave = self.leaving.set
+        reach = Reach(settings, self._engines, self._serving, self._maker.beat, self._tasks, leave)
+        self._control = Control(bus, _version(), reach)
         self._inbox = Inbox(
             bus,
             settings.node,
@@ -143,10 +148,14 @@ class Node:
     def _make_engines(self) -> None:
         settings = self._settings
         ports = PortPool(*settings.engine.port_range, cooldown_s=settings.engine.port_cooldown_s)
+        loader = Loader(
+            settings.state_folder / "loads",
+            self._read_devices,
+            check=settings.memory_check,
+            reserved_bytes=settings.reserved_memory_bytes,
+        )
         for number, model in enumerate(settings.models if self._binary else ()):
             spec = spec_of(model, settings, self._require_binary(), self._devices.accelerators)
-            facts = {"event": "engine_planned", "model": spec.model, "devices": ",".join(spec.devices)}
-            log.info("engine_planned", extra=facts | {"slots": spec.slots})
             self._engines[model.model] = Engine(
                 f"engine-{number}",
                 spec,
@@ -154,8 +163,13 @@ class Node:
                 ports=ports,
                 state_dir=settings.state_folder,
                 settings=settings.engine,
+                loader=loader,
                 on_change=self._engine_changed,
             )
+
+    async def _read_devices(self) -> tuple[Device, ...]:
+        await self._devices.read()
+        return self._devices.current
 
     def _require_binary(self) -> EngineBinary:
         if self._binary is None:
@@ -175,8 +189,8 @@ class Node:
             engine.want()
         self._pulse.start()
         stack.callback(self._pulse.stop)
-        self._control.start()
-        stack.callback(self._control.stop)
+        await self._control.start()
+        stack.push_async_callback(self._control.stop)
         await self._inbox.start()
         stack.push_async_callback(self._inbox.stop)
         self._tasks.start_vital("heartbeats", self._heartbeats.run())
@@ -206,7 +220,13 @@ class Node:
     def _engine_changed(self, engine: Engine) -> None:
         if engine.state == "crashed":
             self._metrics.engine_failures.labels(engine.spec.model).inc()
+        if engine.state == "ready":
+            self._tasks.start(f"measure {engine.engine_id}", self._measure(engine))
         self._serving.refresh(engine.spec.model)
+
+    async def _measure(self, engine: Engine) -> None:
+        await engine.measure()
+        self._heartbeats.changed()
 
     def _changed(self) -> None:
         if self._running:

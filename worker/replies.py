@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from bus.connection import Bus, Message
+from bus.watched import Tasks
 from schemas.errors import BusUnavailable
 from schemas.frame import BadFrame
 from schemas.reply import Accept, decode_credit
 from worker.framed import FramedReply
 from worker.native import NativeReply
 from worker.reply import BusReply
-from worker.watch import Tasks
 from worker.work import Work
 
 log = logging.getLogger(__name__)

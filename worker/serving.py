@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Final, Protocol
 
 from bus.connection import Bus
+from bus.watched import Tasks
 from schemas.errors import Cancelled, DeadlineExceeded, ModelLoading, PunaError, Unavailable
 from schemas.node import Pressure
 from schemas.reply import Accept
@@ -27,7 +28,6 @@ from worker.replies import Replies
 from worker.reply import Reply
 from worker.slots import Slots
 from worker.waiting import Waiting, WaitingRoom
-from worker.watch import Tasks
 from worker.work import Work
 
 log = logging.getLogger(__name__)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import platform
 import re
@@ -12,17 +11,16 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
 
-from bus.settings import NatsSettings
-from schemas.config import load
+from bus.settings import NatsSettings, environment_of
+from schemas.config import load, words
 from schemas.errors import InvalidName
 from schemas.subjects import check_model_id, check_node_id
+from web.address import split_address
+from web.keys import Keyring, keys_for
 from worker.enginespec import EngineSettings, FlagValue
-from worker.keys import Keys, read_keys
+from worker.room import MemoryCheck
 
-
-def _words(value: Any) -> Any:
-    """A list may be given as one text with commas, as an environment variable must."""
-    return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
+_REMEDY: Final = "set http.api_keys_file (PUNA_HTTP__API_KEYS_FILE=FILE), or set PUNA_HTTP__API_KEYS=KEY"
 
 
 class Group(BaseModel):
@@ -39,13 +37,14 @@ class ModelSettings(Group):
     path: Path
     """The GGUF file, the first one of a split model."""
     context_tokens: int | None = Field(default=None, ge=64)
-    """What one request may use; unset: what the model was made for, shared by the slots."""
+    """What one request may use. Unset: what the model was made for, at most 8192, and of that a half or a quarter, not
+    below 2048, where the devices have no room for it."""
     slots: int | None = Field(default=None, ge=1, le=256)
     """Requests at the same time; unset: the node's `slots`."""
     flags: dict[str, FlagValue] = Field(default_factory=dict[str, FlagValue])
     """llama-server's own long flags, with or without their dashes."""
     environment: dict[str, str] = Field(default_factory=dict[str, str])
-    devices: Annotated[tuple[str, ...], BeforeValidator(_words)] = ()
+    devices: Annotated[tuple[str, ...], BeforeValidator(words)] = ()
     """`cuda:0`, `cpu:0`…; unset: all GPUs that the engine sees, the CPU where there is none."""
     threads: int | None = Field(default=None, ge=1)
 
@@ -63,7 +62,7 @@ class HttpSettings(Group):
 
     listen: str = "127.0.0.1:8081"
     """HOST:PORT; port 0 takes a free one; an IPv6 host stands in brackets."""
-    api_keys: Annotated[list[SecretStr], BeforeValidator(_words)] = Field(default_factory=list[SecretStr])
+    api_keys: Annotated[list[SecretStr], BeforeValidator(words)] = Field(default_factory=list[SecretStr])
     api_keys_file: Path | None = None
     """One key a line: `key`, `name:key` or `name:sha256:<hex>`; `#` begins a comment."""
     body_bytes: int = Field(default=8 << 20, gt=0)
@@ -80,26 +79,10 @@ class HttpSettings(Group):
         """Host and port to listen on."""
         return split_address(self.listen)
 
-    def keys(self) -> Keys:
+    def keys(self) -> Keyring:
         """The keys that may call. Raises `BadKey`, `OSError`, and `OpenDoor` where everybody could call."""
-        lines = [key.get_secret_value() for key in self.api_keys]
-        if self.api_keys_file is not None:
-            lines += self.api_keys_file.read_text(encoding="utf-8").splitlines()
-        keys = read_keys(lines, str(self.api_keys_file or "api_keys"))
-        if not len(keys) and not is_loopback(self.address[0]):
-            raise OpenDoor(self.listen)
-        return keys
-
-
-class OpenDoor(ValueError):
-    """The worker's HTTP would be open to others without a key."""
-
-    def __init__(self, listen: str) -> None:
-        super().__init__(
-            f"{listen} can be reached by others, and no API key is set. Put keys into a file, one a line as "
-            "'name:key', and set http.api_keys_file (PUNA_HTTP__API_KEYS_FILE=FILE), or set PUNA_HTTP__API_KEYS=KEY. "
-            "Or listen on 127.0.0.1 only."
-        )
+        given = [key.get_secret_value() for key in self.api_keys]
+        return keys_for(self.listen, self.api_keys_file, given, remedy=_REMEDY)
 
 
 class LogSettings(Group):
@@ -134,6 +117,11 @@ class WorkerSettings(Group):
     slots: int = Field(default=4, ge=1, le=256)
     """Requests at the same time, of each model that does not say."""
     http: HttpSettings = Field(default_factory=HttpSettings)
+    memory_check: MemoryCheck | None = None
+    """What to do with a model that needs more memory than its devices have free: `refuse`, `warn`, or `off`. Unset:
+    `refuse` on GPUs, `warn` on the CPU and for models that flags put on a GPU only in part."""
+    reserved_memory_bytes: int = Field(default=512 << 20, ge=0)
+    """Of each device, kept free of engines."""
     labels: dict[str, str] = Field(default_factory=dict[str, str])
     region: str | None = None
     state_dir: Path | None = None
@@ -158,6 +146,14 @@ class WorkerSettings(Group):
             raise ValueError(f"models: {', '.join(sorted(twice))} is named twice; each model has one entry")
         return self
 
+    def shown(self) -> dict[str, Any]:
+        """All settings as JSON data, without secrets: keys, passwords, and values for an engine's environment."""
+        data = self.model_dump(mode="json")
+        data["nats"]["url"] = re.sub(r"//.*@", "//***@", data["nats"]["url"])
+        for model in data["models"]:
+            model["environment"] = dict.fromkeys(model["environment"], "***")
+        return data
+
     @property
     def state_folder(self) -> Path:
         """Where this node keeps what must outlive the process."""
@@ -167,17 +163,11 @@ class WorkerSettings(Group):
 def settings_from(config: Path | None, environ: Mapping[str, str], given: Mapping[str, Any]) -> WorkerSettings:
     """Command line over environment over file over defaults. Raises `ConfigError`, `InvalidRequest`, `OSError`."""
     text = config.read_text(encoding="utf-8") if config else ""
-    nats = NatsSettings.from_env(environ).model_dump(exclude_unset=True)
-    known = {f"PUNA_NATS__{name.upper()}": _plain(value) for name, value in nats.items()}
+    known = environment_of(environ)
     if environ.get("NODE_NAME"):
         known["PUNA_NODE"] = default_node(environ)
     source = str(config) if config else "the environment"
     return load(WorkerSettings, text=text, source=source, environ=known | dict(environ), overrides=given)
-
-
-def _plain(value: Any) -> str:
-    secret = getattr(value, "get_secret_value", None)
-    return str(secret() if secret else value)
 
 
 _FLAG_MODEL: Final = re.compile(r"([^=]+)=(.+)")
@@ -189,20 +179,3 @@ def model_argument(text: str) -> dict[str, Any]:
     if hit is None:
         raise ValueError(f"--model {text!r}: write NAME=PATH, for example smollm2=/models/smollm2.gguf")
     return {"model": hit[1].strip(), "path": str(Path(hit[2]).expanduser())}
-
-
-def split_address(text: str) -> tuple[str, int]:
-    """`HOST:PORT`, `[IPV6]:PORT` or `:PORT` (all addresses). Raises `ValueError`, which says what to write."""
-    host, colon, port = text.rpartition(":")
-    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    if not colon or not (port.isascii() and port.isdigit() and int(port) < 65536):
-        raise ValueError(f"{text!r} is no address; write HOST:PORT, for example 127.0.0.1:8081")
-    return host or "0.0.0.0", int(port)  # noqa: S104  no host means every address, as `:8081` does elsewhere
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can connect to `host`."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -36,6 +36,7 @@ class Supervision:
         self.next_retry_at: float | None = None
         self.load_seconds: float | None = None
         self.capabilities = Capabilities()
+        self.unfit = False
         self.client: Client | None = None
         self.life: Life | None = None
         self.failures = 0
@@ -78,7 +79,7 @@ class Supervision:
             self._on_move()
             await self._serve(self.life)
         except StartFailed as failure:
-            self._crash(failure.reason, another_port=failure.another_port)
+            self._crash(failure.reason, another_port=failure.another_port, unfit=failure.unfit)
         finally:
             await self._clear_away()
         if self.state == "crashed":
@@ -119,10 +120,10 @@ class Supervision:
             self.reason = cause
             self._on_move()
 
-    def _crash(self, reason: str, *, another_port: bool = False) -> None:
+    def _crash(self, reason: str, *, another_port: bool = False, unfit: bool = False) -> None:
         self.failures += 1
         delay_s = _ANOTHER_PORT_DELAY_S if another_port else self._delay_s()
-        self._move("crashed", reason, next_retry_at=time.time() + delay_s)
+        self._move("crashed", reason, next_retry_at=time.time() + delay_s, unfit=unfit)
 
     def _delay_s(self) -> float:
         doubled = self._settings.restart_delay_s * 2 ** min(self.failures - 1, _DOUBLINGS_LIMIT)
@@ -152,10 +153,11 @@ class Supervision:
         *,
         client: Client | None = None,
         next_retry_at: float | None = None,
+        unfit: bool = False,
     ) -> None:
         check_move(self.state, state)
         self.state, self.reason, self.since = state, reason, time.time()
-        self.client, self.next_retry_at = client, next_retry_at
+        self.client, self.next_retry_at, self.unfit = client, next_retry_at, unfit
         self._tell()
         self._on_move()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
-from schemas.frame import encode_frame
+from schemas.frame import encode_frame, marked_epoch
 
 WINDOW_LIMIT_BYTES: Final = 1 << 20
 """Held bytes at which a stream's engine is no longer read."""
@@ -18,10 +18,11 @@ WINDOW_LIMIT_BYTES: Final = 1 << 20
 class Window:
     """Frames `first` to `next_seq - 1` of one epoch."""
 
-    __slots__ = ("_frames", "epoch", "first", "held_bytes", "next_seq", "unsent")
+    __slots__ = ("_epoch_text", "_frames", "epoch", "first", "held_bytes", "next_seq", "unsent")
 
-    def __init__(self, epoch: int, first_seq: int = 0) -> None:
+    def __init__(self, epoch: int, first_seq: int = 0, *, mark: bytes = b"") -> None:
         self.epoch = epoch
+        self._epoch_text = marked_epoch(epoch, mark)
         self.first = self.next_seq = self.unsent = first_seq
         self.held_bytes = 0
         self._frames: deque[bytes] = deque()
@@ -43,7 +44,7 @@ class Window:
 
     def add(self, kind: bytes, payload: bytes) -> bytes:
         """The next frame's bytes, held and not yet sent."""
-        raw = encode_frame(kind, self.epoch, self.next_seq, payload)
+        raw = encode_frame(kind, self._epoch_text, self.next_seq, payload)
         self.next_seq += 1
         self.held_bytes += len(raw)
         self._frames.append(raw)

@@ -78,6 +78,9 @@ def up(
     model: Annotated[
         str, typer.Option(help="smollm2, PATH.gguf, or hf://owner/repo[@rev][:quant][#file].")
     ] = "smollm2",
+    engine: Annotated[
+        Path | None, typer.Option(help="The llama-server to use; else one that is found.", exists=True, dir_okay=False)
+    ] = None,
     slots: Annotated[int, typer.Option(min=1, max=256, help="Parallel answers of each worker.")] = 4,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the gateway; 0 takes a free one.")] = 8080,
     gateways: Annotated[
@@ -98,7 +101,9 @@ def up(
     from gateway.cli.up import up as run_up
 
     folder = (state_dir or default_state_dir()).expanduser().absolute()
-    options = UpOptions(model, workers, slots, port, gateways, folder, output == "json", not no_watch)
+    options = UpOptions(
+        model, engine and engine.absolute(), workers, slots, port, gateways, folder, output == "json", not no_watch
+    )
     return run_up(options, Teller())
 
 

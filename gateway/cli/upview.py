@@ -54,6 +54,7 @@ curl -N {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{{
 
 # in Python, after pip install openai
 from openai import OpenAI
+
 client = OpenAI(base_url="{url}/v1", api_key="none")
 messages = [{{"role": "user", "content": "{_QUESTION}"}}]
 for chunk in client.chat.completions.create(

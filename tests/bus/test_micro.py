@@ -17,7 +17,8 @@ from nats.errors import NoRespondersError
 from nats.micro.service import ServiceInfo, ServicePing, ServiceStats
 
 from bus.connection import Bus, Message
-from bus.micro import Service, error_headers
+from bus.message import error_headers
+from bus.micro import Service
 from schemas.errors import InvalidName, InvalidRequest, PunaError, RateLimited
 
 SECRET = b"prompt-4711"

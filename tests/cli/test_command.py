@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -56,7 +59,15 @@ def test_errors_become_exit_codes(error, code) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [("nonsense",), ("ps", "-o", "xml"), ("up", "--workers", "0"), ("up", "-o", "yaml"), ("run",)]
+    "arguments",
+    [
+        ("nonsense",),
+        ("ps", "-o", "xml"),
+        ("up", "--workers", "0"),
+        ("up", "-o", "yaml"),
+        ("up", "--engine", "/nonexistent/llama-server"),
+        ("run",),
+    ],
 )
 def test_wrong_usage_is_2(puna, arguments) -> None:
     assert puna(*arguments).returncode == 2
@@ -114,3 +125,21 @@ def test_a_port_that_is_taken_is_said_with_the_remedy(puna, tmp_path) -> None:
 def test_a_free_port_is_free() -> None:
     port = free_port()
     assert check_free(port) == port
+
+
+@pytest.mark.parametrize("module", ["worker.cli", "gateway.serve"])
+def test_a_traceback_of_a_service_shows_no_secret(module) -> None:
+    code = f"""
+import importlib
+service = importlib.import_module({module!r})
+def fail(*given):
+    password = given[0].nats.password.get_secret_value()
+    raise RuntimeError(f"broken with a password of {{len(password)}} characters")
+service._serve = fail
+service.main()
+"""
+    environ = os.environ | {"PYTHONPATH": str(ROOT), "NATS_USER": "u", "NATS_PASSWORD": "hunter2-hunter2"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environ, timeout=60)
+    assert done.returncode == 1
+    assert "password of 15 characters" in done.stderr
+    assert "hunter2" not in done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -97,3 +98,11 @@ def test_ci_runs_what_the_readme_says() -> None:
     assert (ROOT / ".ci/run").stat().st_mode & 0o111
     assert (ROOT / ".ci/run").read_text().rstrip().endswith("make test")
     assert "`make test`" in (ROOT / "README.md").read_text()
+
+
+def test_the_tests_that_the_readme_names_exist() -> None:
+    rows = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| ")]
+    named = [word for row in rows for word in re.findall(r"`(test_\w+|tests/\w+)`", row)]
+    source = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    assert len(named) > 5
+    assert [name for name in named if not (f"def {name}(" in source or (ROOT / name).is_dir())] == []

@@ -46,7 +46,8 @@ def test_the_demo_model_in_the_cache_is_used_without_a_network(tmp_path, monkeyp
     kept = tmp_path / "models" / "demo" / demo.DEMO_FILE
     kept.parent.mkdir(parents=True)
     kept.write_bytes(b"GGUF")
-    assert local_model("smollm2", Teller()).path == kept
+    found = local_model("smollm2", Teller())
+    assert (found.path, found.flags) == (kept, {"chat-template-file": str(demo.DEMO_TEMPLATE)})
 
 
 @pytest.mark.engine

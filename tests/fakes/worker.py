@@ -21,6 +21,15 @@ from schemas.topology import line
 
 PULL_S = 1.0
 BEAT_S = 1.0
+CAPABILITIES = {
+    "context_tokens": 4096,
+    "trained_context_tokens": 8192,
+    "parameters": 135000000,
+    "size_bytes": 98000000,
+    "architecture": "llama",
+    "quantisation": "Q4_K",
+    "can": ["chat", "completion"],
+}
 
 
 def event(text: str) -> bytes:
@@ -114,6 +123,9 @@ class FakeWorker:
     slots: int = 4
     state: str = "ready"
     draining: bool = False
+    capabilities: dict[str, Any] = field(default_factory=lambda: dict(CAPABILITIES))
+    more: dict[str, Any] = field(default_factory=dict)
+    """Further fields of its engine."""
     boot_id: str = "boot-1"
     sequence: int = 0
     cancels: asyncio.Queue[dict[str, Any]] = field(default_factory=asyncio.Queue)
@@ -155,7 +167,8 @@ class FakeWorker:
             "state": self.state,
             "slots_total": self.slots,
             "since": 1.0,
-            "capabilities": {"context_tokens": 4096, "parameters": 135000000, "size_bytes": 98000000},
+            "capabilities": self.capabilities,
+            **self.more,
         }
         return {
             "node": self.node,

@@ -37,9 +37,11 @@ async def post(fleet, body: bytes, *, length: int | None = None, path: str = "/v
 
 
 async def _send(writer, body: bytes) -> None:
+    """In pieces, so that the answer is seen when it comes and not when this side has copied all it has to say."""
     try:
-        writer.write(body)
-        await writer.drain()
+        for start in range(0, len(body), 65_536):
+            writer.write(body[start : start + 65_536])
+            await writer.drain()
     except ConnectionError:
         return
 

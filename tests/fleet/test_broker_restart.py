@@ -66,10 +66,9 @@ class Processes:
 
 
 @pytest.fixture
-async def gateway_url(nats_server: Any, tmp_path: Path) -> AsyncIterator[str]:
+async def gateway_url(nats_server: Any, tmp_path: Path, write_model: Callable[..., Path]) -> AsyncIterator[str]:
     """A gateway with one worker that counts to 60 in three seconds, on 24 slots."""
-    model = tmp_path / "model.gguf"
-    model.write_bytes(b"GGUF")
+    model = write_model(tmp_path / "model.gguf")
     config = tmp_path / "worker.yaml"
     flags = {"chunks": str(CHUNKS), "chunk-interval": "0.05"}
     served = {"model": MODEL, "path": str(model), "slots": STREAMS + 4, "flags": flags}

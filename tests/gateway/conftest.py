@@ -13,8 +13,8 @@ import httpx2
 import pytest
 
 from gateway.app import Gateway
-from gateway.auth import Keyring, parse_key
 from gateway.settings import GatewaySettings
+from web.keys import Keyring, parse_key
 
 CHAT = "/v1/chat/completions"
 

@@ -90,9 +90,18 @@ def test_a_model_is_as_ready_as_its_best_engine() -> None:
     assert (fleet.models["m"].state, fleet.models["m"].slots_total, fleet.models["m"].slots_busy) == ("ready", 4, 1)
 
 
-def test_a_crashed_engine_without_a_next_try_is_a_failed_model() -> None:
+def test_a_model_that_may_not_be_started_is_unavailable_and_says_why() -> None:
+    unfit = {"state": "crashed", "unfit": True, "next_retry_at": 1.0, "reason": "the model file is none"}
+    model = Roster().take({"n1": beat(engine=unfit)}, 0.0).models["m"]
+    assert (model.state, model.reason) == ("unavailable", "engine not started on n1: the model file is none")
+    crashed = beat("n2", engine={"state": "crashed", "reason": "exit code 1", "next_retry_at": 2.0})
+    model = Roster().take({"n1": beat(engine=unfit), "n2": crashed}, 0.0).models["m"]
+    assert (model.state, model.reason) == ("loading", "engine crashed on n2: exit code 1")
+
+
+def test_a_crashed_engine_without_a_next_try_makes_its_model_unavailable() -> None:
     crashed = beat(engine={"state": "crashed", "reason": "out of memory"})
-    assert Roster().take({"n1": crashed}, 0.0).models["m"].state == "failed"
+    assert Roster().take({"n1": crashed}, 0.0).models["m"].state == "unavailable"
     retried = beat(engine={"state": "crashed", "next_retry_at": 1.0})
     assert Roster().take({"n1": retried}, 0.0).models["m"].state == "loading"
 

@@ -20,9 +20,36 @@ async def test_the_models_page_has_openais_shape_and_llama_servers_meta(gateway,
     (model,) = listing["data"]
     assert (model["id"], model["object"], model["owned_by"]) == ("org/Qwen2.5:Q4_K_M", "model", "puna")
     assert isinstance(model["created"], int)
-    assert model["meta"] == {"n_ctx": 4096, "n_params": 135000000, "size": 98000000}
+    assert model["capabilities"] == ["chat", "completion"]
+    assert model["meta"] == {
+        "n_ctx": 4096,
+        "n_ctx_train": 8192,
+        "n_params": 135000000,
+        "size": 98000000,
+        "architecture": "llama",
+        "quantization": "Q4_K",
+    }
     for path in ("/v1/models/org/Qwen2.5:Q4_K_M", "/v1/models/org%2FQwen2.5%3AQ4_K_M"):
         assert (await gateway.http.get(path)).json() == model
+
+
+async def test_a_model_of_several_nodes_can_what_all_of_them_can(gateway, start_worker) -> None:
+    await start_worker()
+    await start_worker(node="n2", capabilities={"context_tokens": 2048, "can": ["completion"]})
+    await start_worker(node="n3", capabilities={})
+    await start_worker(node="n4", state="crashed", capabilities={"context_tokens": 64, "can": ["embedding"]})
+    async with asyncio.timeout(5):
+        while len((model := (await gateway.http.get("/v1/models/m")).json()).get("puna", {}).get("nodes", ())) < 4:
+            await asyncio.sleep(0.01)
+    assert (model["meta"]["n_ctx"], model["capabilities"]) == (2048, ["completion"])
+
+
+async def test_a_model_that_cannot_be_started_is_listed_with_the_reason(gateway, start_worker) -> None:
+    reason = "the model file m.gguf cannot be used: it does not begin with 'GGUF'"
+    await start_worker(state="crashed", more={"unfit": True, "reason": reason, "next_retry_at": 1.0})
+    await gateway.until_seen()
+    told = (await gateway.http.get("/v1/models/m")).json()["puna"]
+    assert (told["state"], told["reason"]) == ("unavailable", f"engine not started on n1: {reason}")
 
 
 async def test_the_openai_sdk_lists_retrieves_and_streams(gateway, worker) -> None:
@@ -107,6 +134,17 @@ async def test_a_client_id_that_cannot_be_used_is_replaced(gateway) -> None:
         answered = (await gateway.http.get("/livez", headers={"x-request-id": given.encode()})).headers["x-request-id"]
         assert answered != given
     assert (await gateway.http.get("/livez", headers={"x-request-id": "mine_7"})).headers["x-request-id"] == "mine_7"
+
+
+async def test_refusals_before_any_page_carry_the_id_and_the_cors_headers(start_gateway) -> None:
+    gateway = await start_gateway(body_bytes=100, cors_origins="https://ui.example")
+    headers = {"x-request-id": "mine_8", "origin": "https://ui.example"}
+    large = await gateway.http.post(CHAT, content=b"x" * 101, headers=headers)
+    assert (large.status_code, large.headers["x-request-id"]) == (413, "mine_8")
+    assert large.headers["access-control-allow-origin"] == "https://ui.example"
+    many = await gateway.http.get("/livez", headers={"x": "y" * 40_000})
+    assert many.status_code == 431
+    assert re.fullmatch(r"[0-9a-f]{24}", many.headers["x-request-id"])
 
 
 async def test_keys_guard_all_but_probes_and_metrics(start_gateway) -> None:

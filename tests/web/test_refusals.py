@@ -243,3 +243,63 @@ async def test_a_lingering_client_is_let_go(serve, held):
 async def test_errors_of_the_server_are_rendered_by_the_owner(serve, held):
     house = await serve(held, server={"on_error": lambda error: b"mine: " + error.code.encode()})
     assert (await house.ask(b"nonsense\r\n\r\n")).body == b"mine: invalid_request"
+
+
+BIG = b"content-length: 101\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("status", "request_bytes"),
+    [
+        (413, b"POST / HTTP/1.1\r\nhost: h\r\nx-request-id: mine-1\r\n" + BIG),
+        (431, b"GET / HTTP/1.1\r\nhost: h\r\nx-request-id: mine-1\r\nx: " + b"y" * 5000),
+        (400, b"GET / HTTP/1.1\r\nx-request-id: mine-1\r\nhost: h\r\nx : y\r\n\r\n"),
+        (408, b"POST / HTTP/1.1\r\nhost: h\r\nx-request-id: mine-1\r\ncontent-length: 9\r\n\r\nabc"),
+    ],
+)
+async def test_a_refusal_carries_the_clients_own_id_as_far_as_it_was_read(serve, held, status, request_bytes):
+    house = await serve(held, body_bytes=100, header_bytes=4096, body_s=0.05, header_s=0.05)
+    answer = await house.ask(request_bytes)
+    assert (answer.status, answer.headers["x-request-id"]) == (status, "mine-1")
+
+
+@pytest.mark.parametrize("head", [b"nonsense\r\n\r\n", b"POST / HTTP/1.1\r\nhost: h\r\nx-request-id: a b\r\n" + BIG])
+async def test_a_refusal_of_a_request_without_a_usable_id_gets_a_new_one(serve, held, head):
+    first, second = [await (await serve(held, body_bytes=100)).ask(head) for _ in range(2)]
+    assert len(first.headers["x-request-id"]) == 24
+    assert first.headers["x-request-id"] != second.headers["x-request-id"]
+
+
+async def test_a_refusal_takes_nothing_from_the_request_before_it(serve, held):
+    wire = await (await serve(held)).dial()
+    wire.send(b"GET / HTTP/1.1\r\nhost: h\r\nx-request-id: first\r\n\r\nnonsense\r\n\r\n")
+    (await held.next()).respond(200, b"")
+    await wire.answer()
+    assert (await wire.answer()).headers["x-request-id"] != "first"
+
+
+async def test_one_connection_too_many_gets_an_id_and_is_told_when_to_come_again(serve, echo):
+    house = await serve(echo, connections=1)
+    wire = await house.dial()
+    wire.send(GET)
+    await wire.answer()
+    headers = (await house.ask(GET)).headers
+    assert len(headers["x-request-id"]) == 24
+    assert (headers["retry-after"], headers["retry-after-ms"], headers["x-should-retry"]) == ("1", "1000", "true")
+
+
+async def test_headers_of_the_servers_own_answers_are_the_owners(serve, held):
+    def own(asked):
+        return [("x-own", asked.get("origin", "unknown"))]
+
+    def breaks(exchange):
+        raise ValueError
+
+    house = await serve(held, body_bytes=100, server={"refusal_headers": own})
+    answer = await house.ask(b"POST / HTTP/1.1\r\nhost: h\r\norigin: here\r\n" + BIG)
+    assert (answer.status, answer.headers["x-own"]) == (413, "here")
+    assert (await house.ask(b"nonsense\r\n\r\n")).headers["x-own"] == "unknown"
+    broken = await (await serve(breaks, server={"refusal_headers": own})).ask(
+        b"GET / HTTP/1.1\r\nhost: h\r\norigin: here\r\n\r\n"
+    )
+    assert (broken.status, broken.headers["x-own"], broken.headers["x-should-retry"]) == (500, "here", "false")

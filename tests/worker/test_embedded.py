@@ -15,6 +15,7 @@ from typing import Any
 import orjson
 import psutil
 import pytest
+import xllamacpp
 
 from web.client import Client
 from worker.embedded_flags import TABLE, BadFlag, Row, apply
@@ -23,11 +24,9 @@ from worker.enginespec import EngineBinary, EngineSettings, EngineSpec
 from worker.launch import engine_argv
 from worker.ports import PortPool
 
-xllamacpp = pytest.importorskip("xllamacpp")
 ROOT = Path(__file__).parents[2]
-TEMPLATE = ROOT / "worker" / "templates" / "chatml-tools.jinja"
+TEMPLATE = ROOT / "gateway" / "cli" / "templates" / "smollm2-tools.jinja"
 BINARY = EngineBinary("embedded", (sys.executable, "-m", "worker.embedded"), "")
-MODEL = Path(os.environ.get("PUNA_TEST_MODEL", "/nonexistent"))
 
 
 def field(params: object, path: str) -> object:
@@ -109,11 +108,11 @@ def test_wrong_flags_end_it_with_two_and_a_broken_model_with_one(tmp_path: Path)
 
 
 @pytest.fixture
-async def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Engine]:
+async def engine(small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Engine]:
     monkeypatch.chdir(ROOT)
     made = Engine(
         "e0",
-        EngineSpec("smol", MODEL, context_tokens=1024, slots=2, flags={"chat-template-file": str(TEMPLATE)}),
+        EngineSpec("smol", small_model, context_tokens=1024, slots=2, flags={"chat-template-file": str(TEMPLATE)}),
         BINARY,
         ports=PortPool(25000, 25999, cooldown_s=0, folder=tmp_path),
         state_dir=tmp_path,
@@ -152,7 +151,6 @@ class Collected:
 
 
 @pytest.mark.engine
-@pytest.mark.skipif(not MODEL.is_file(), reason="PUNA_TEST_MODEL names no file")
 class TestRealEngine:
     async def test_it_gives_each_slot_the_context_that_was_asked_for(self, engine: Engine) -> None:
         assert engine.capabilities.context_tokens == 1024
@@ -178,11 +176,11 @@ class TestRealEngine:
         assert len(told["choices"][0]["logprobs"]["content"]) == 3
 
     async def test_without_tools_the_template_writes_what_the_models_own_does(
-        self, engine: Engine, tmp_path: Path
+        self, engine: Engine, small_model: Path, tmp_path: Path
     ) -> None:
         own = Engine(
             "own",
-            EngineSpec("own", MODEL, context_tokens=512),
+            EngineSpec("own", small_model, context_tokens=512),
             BINARY,
             ports=PortPool(25000, 25999, cooldown_s=0, folder=tmp_path),
             state_dir=tmp_path,

@@ -29,7 +29,6 @@ class Watched:
 
     def __init__(self, tmp_path: Path, flags: list[str], settings: dict[str, object], model: str = "org/m:Q4") -> None:
         model_file = tmp_path / "m.gguf"
-        model_file.write_bytes(b"GGUF")
         self.told: list[str] = []
         self.engine = Engine(
             "e0",
@@ -61,8 +60,9 @@ Maker = Callable[..., Watched]
 
 
 @pytest.fixture
-async def made(tmp_path: Path) -> AsyncIterator[Maker]:
+async def made(tmp_path: Path, write_model: Callable[..., Path]) -> AsyncIterator[Maker]:
     all_made: list[Watched] = []
+    write_model(tmp_path / "m.gguf")
 
     def make(*flags: str, **settings: object) -> Watched:
         all_made.append(Watched(tmp_path, list(flags), settings))

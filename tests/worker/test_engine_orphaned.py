@@ -16,13 +16,15 @@ ROOT = Path(__file__).parents[2]
 WORKER = """
 import asyncio, sys
 from pathlib import Path
+sys.path.append("tests/fakes")
+import gguf
 from worker.engine import Engine
 from worker.enginespec import EngineBinary, EngineSettings, EngineSpec
 from worker.ports import PortPool
 
 async def main():
     folder = Path(sys.argv[1])
-    (folder / "m.gguf").write_bytes(b"GGUF")
+    gguf.write(folder / "m.gguf")
     engine = Engine("e0", EngineSpec("m", folder / "m.gguf"), EngineBinary("llama-server", tuple(sys.argv[3:]), "fake"),
                     ports=PortPool(22000, 22999, folder=folder), state_dir=folder, settings=EngineSettings())
     await engine.start()

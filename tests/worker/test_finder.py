@@ -115,7 +115,6 @@ async def test_without_any_engine_the_one_install_line_is_given(tmp_path: Path) 
 
 
 async def test_the_embedded_engine_is_the_last_to_be_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("xllamacpp")
     monkeypatch.setattr(finder, "EMBEDDED", (sys.executable, "-m", "worker.embedded"))
     monkeypatch.chdir(Path(__file__).parents[2])
     found = await find_engine(None, path_of())

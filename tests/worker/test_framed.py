@@ -10,6 +10,7 @@ import pytest
 
 from bus.connection import Bus, Message
 from bus.settings import NatsSettings
+from bus.watched import Tasks
 from schemas.errors import EngineFailed, PunaError
 from schemas.frame import Frame, decode_frame
 from schemas.reply import Accept
@@ -17,7 +18,6 @@ from schemas.request import RequestHead
 from worker.framed import CREDIT_CANCEL_S, CREDIT_PAUSE_S, LINGER_S, FramedReply
 from worker.replies import Replies
 from worker.reply import Summary
-from worker.watch import Tasks
 from worker.window import WINDOW_LIMIT_BYTES
 from worker.work import Claim, Work
 

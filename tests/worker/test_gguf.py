@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from worker import gguf
 from worker.gguf import Array, BadGguf, read_header
 from worker.modelfile import described
 
@@ -160,6 +161,30 @@ def test_no_damage_to_a_header_does_more_than_be_refused(read, seed) -> None:
         assert read(bytes(raw)).parameters >= 0
     except BadGguf as error:
         assert len(str(error)) < 400
+
+
+def test_values_on_the_edge_of_what_is_read_at_once_are_whole(read, monkeypatch) -> None:
+    monkeypatch.setattr("worker.gguf.WINDOW_BYTES", 13)
+    assert read(GOOD) == read(GOOD)
+    header = read(GOOD)
+    assert header.parameters == 256
+    assert header.metadata["tokenizer.ggml.tokens"] == Array(5000, ())
+    assert header.metadata["tokenizer.chat_template"] == "{{ messages }}"
+
+
+def test_a_file_that_is_shortened_while_it_is_read_is_refused(tmp_path, monkeypatch) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(GOOD)
+    pairs = gguf._pairs
+
+    def shortened(cursor: Any, count: int) -> Any:
+        path.write_bytes(GOOD[:100])
+        return pairs(cursor, count)
+
+    monkeypatch.setattr(gguf, "WINDOW_BYTES", 13)
+    monkeypatch.setattr(gguf, "_pairs", shortened)
+    with pytest.raises(BadGguf, match="it became shorter while it was read"):
+        read_header(path)
 
 
 def test_a_hostile_header_costs_little_memory(read) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from schemas.config import ConfigError
-from worker.keys import BadKey, read_keys
-from worker.settings import OpenDoor, WorkerSettings, default_node, model_argument, settings_from
+from web.keys import OpenDoor
+from worker.settings import WorkerSettings, default_node, model_argument, settings_from
 
 
 def test_command_line_beats_environment_beats_file(tmp_path: Path) -> None:
@@ -62,13 +62,3 @@ def test_an_open_door_needs_a_key() -> None:
     open_door = WorkerSettings.model_validate({"http": {"listen": ":1", "api_keys": "a,b"}})
     assert len(open_door.http.keys()) == 2
     assert "a" not in repr(open_door.http.api_keys)
-
-
-def test_keys_are_compared_by_digest() -> None:
-    keys = read_keys(["# mine", "", "me:let-me-in", "sha256:" + "0" * 64], "file")
-    assert keys.allow({"authorization": "Bearer let-me-in"})
-    assert keys.allow({"x-api-key": "let-me-in"})
-    assert not keys.allow({"authorization": "Bearer me:let-me-in"})
-    assert not keys.allow({})
-    with pytest.raises(BadKey, match="file:1"):
-        read_keys(["two words"], "file")

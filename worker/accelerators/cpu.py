@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +13,7 @@ from schemas.node import Device, DeviceMetrics
 
 CGROUP: Final = Path("/sys/fs/cgroup")
 CPU_INFO: Final = Path("/proc/cpuinfo")
+_CACHE: Final = ("inactive_file", "active_file")
 
 
 class Cpu:
@@ -49,33 +50,37 @@ class Cpu:
             )
         ]
 
-    def environment(self, device: str) -> Mapping[str, str]:
+    def environment(self, devices: Sequence[str]) -> Mapping[str, str]:
         """Nothing: every engine sees the processors."""
         return {}
 
     def _reclaimable(self) -> int:
         """Page cache that counts as used memory of the cgroup and is given up under pressure: mapped model files."""
         try:
-            lines = (self._cgroup / "memory.stat").read_text().splitlines()
+            lines = (self._cgroup / "memory.stat").read_text(errors="replace").splitlines()
         except OSError:
             return 0
         pairs = (line.split() for line in lines)
-        return sum(int(value) for name, value in pairs if name in ("inactive_file", "active_file"))
+        return sum(_count(pair[1]) or 0 for pair in pairs if len(pair) == 2 and pair[0] in _CACHE)
 
 
 def _whole(file: Path) -> int | None:
     """The number in a cgroup's file; `None` for `max`, and where there is no such file."""
     try:
-        text = file.read_text().strip()
+        text = file.read_text(errors="replace").strip()
     except OSError:
         return None
-    return int(text) if text.isdigit() else None
+    return _count(text)
+
+
+def _count(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 20 else None
 
 
 def _name(cpu_info: Path) -> str:
     count = psutil.cpu_count() or 1
     try:
-        lines = cpu_info.read_text().splitlines()
+        lines = cpu_info.read_text(errors="replace").splitlines()
     except OSError:
         lines = []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -32,7 +32,7 @@ class Cuda:
         self._nvml = Nvml(nvml)
         self._smi = smi or NvidiaSmi()
         self._visible = Visible.of(environ.get("CUDA_VISIBLE_DEVICES"))
-        self._uuids: dict[str, str] = {}
+        self._shown: dict[str, str] = {}
 
     def discover(self) -> bool:
         """Whether there is a driver and a device."""
@@ -43,18 +43,19 @@ class Cuda:
         found = self._nvml.devices()
         if found is None:
             found = self._smi.devices() or []
-        kept = [device for device in found if self._may_use(device)]
-        self._uuids |= {device.device: device.uuid for device in kept if device.uuid}
-        return kept
+        chosen = self._visible.choose([(_number(device), device) for device in found])
+        self._shown |= {device.device: device.uuid or str(number) for number, device in chosen}
+        return [device for _, device in chosen]
 
     def environment(self, devices: Sequence[str]) -> Mapping[str, str]:
         """These devices and no other; without any, none. CUDA takes one MIG instance a process: the first one."""
-        shown = [self._uuids.get(device) or device.partition(":")[2] for device in devices]
+        shown = [self._shown.get(device) or device.partition(":")[2] for device in devices]
         if len(shown) > 1 and any("." in device for device in devices):
             log.warning("mig_alone", extra={"event": "mig_alone", "devices": ",".join(devices)})
             shown = shown[:1]
         return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(shown) or "-1"}
 
-    def _may_use(self, device: Device) -> bool:
-        index = int(device.device.partition(":")[2].partition(".")[0])
-        return self._visible.has(index, device.uuid)
+
+def _number(device: Device) -> int:
+    """NVML's number of the GPU, also for a part of it."""
+    return int(device.device.partition(":")[2].partition(".")[0])

@@ -22,7 +22,9 @@ EVERY_S: Final = 30.0
 KEPT_S: Final = 300.0
 """So long the last list serves while the engine gives no new one."""
 _HEAD: Final = "Available devices:"
-_LINE: Final = re.compile(r"^\s+([A-Za-z]+)(\d{0,3}): (.{0,300}) \((\d{1,9}) MiB, (\d{1,9}) MiB free\)\s*$", re.MULTILINE)
+_LINE: Final = re.compile(
+    r"^\s+([A-Za-z]+)(\d{0,3}): (.{0,300}) \((\d{1,9}) MiB, (\d{1,9}) MiB free\)\s*$", re.MULTILINE
+)
 _BACKENDS: Final = {"mtl": "metal", "hip": "rocm"}
 _NO_DEVICES: Final = frozenset({"cpu", "blas", "rpc"})
 _COSTLY: Final = frozenset({"cuda", "rocm"})
@@ -71,6 +73,11 @@ class EngineList:
         self._source = self._ask({"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}, EVERY_S)
         self._last: tuple[Listed, ...] = ()
         self._known_at: float | None = None
+
+    @property
+    def answered(self) -> bool:
+        """Whether the engine ever gave a list, an empty one included."""
+        return self._known_at is not None
 
     def read(self) -> tuple[Listed, ...]:
         """The devices; those of the last answer while there is no new one, for a time."""

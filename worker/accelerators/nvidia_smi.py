@@ -30,7 +30,9 @@ _NO_MEMORY_OF_ITS_OWN: Final = frozenset({"[n/a]", "n/a", "[not supported]", "no
 class NvidiaSmi:
     """The program. One field that a driver does not know fails the whole question, so there is a shorter one."""
 
-    def __init__(self, full: Source | None = None, basic: Source | None = None, processes: Source | None = None) -> None:
+    def __init__(
+        self, full: Source | None = None, basic: Source | None = None, processes: Source | None = None
+    ) -> None:
         self._questions = (full or _gpu_query(FULL), basic or _gpu_query(BASIC))
         self._processes = processes or _query("compute-apps", ("gpu_uuid", "pid", "used_gpu_memory"))
 
@@ -97,7 +99,7 @@ def _query(what: str, fields: tuple[str, ...]) -> Tool:
 def _rows(answer: str) -> Iterator[Mapping[str, str]]:
     """Lines under their headings, `memory.total [MiB]` as `memory.total`. A line of another length is no row."""
     lines = csv.reader(answer.splitlines(), skipinitialspace=True)
-    heads = [head.partition(" [")[0].strip() for head in next(lines, [])]
+    heads = [head.partition(" [")[0].strip() for head in next(lines, list[str]())]
     for line in lines:
         if len(line) == len(heads) > 1:
             yield dict(zip(heads, (cell.strip() for cell in line), strict=True))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from threading import Lock
 from typing import Any, Final, TypeVar
 
 import psutil
@@ -41,9 +42,14 @@ class Nvml:
         self._nvml = library
         self._open = False
         self._silent = ""
+        self._lock = Lock()
 
     def devices(self) -> list[Device] | None:
         """The devices of now; one that fell off the bus is not among them. `None`: no driver."""
+        with self._lock:
+            return self._devices()
+
+    def _devices(self) -> list[Device] | None:
         try:
             if not self._open:
                 self._nvml.nvmlInit()

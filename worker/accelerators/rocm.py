@@ -21,15 +21,13 @@ class Rocm:
 
     backend = "rocm"
 
-    def __init__(
-        self, root: Path = SYS, smi: AmdSmi | None = None, environ: Mapping[str, str] = os.environ
-    ) -> None:
+    def __init__(self, root: Path = SYS, smi: AmdSmi | None = None, environ: Mapping[str, str] = os.environ) -> None:
         self._root = root
         self._smi = smi or AmdSmi()
         self._runtime = Visible.of(environ.get("ROCR_VISIBLE_DEVICES"))
         self._hip = Visible.of(environ.get("HIP_VISIBLE_DEVICES") or None)
         self._cards: dict[str, Card] = {}
-        self._uuids: dict[str, str] = {}
+        self._shown: dict[str, str] = {}
 
     def discover(self) -> bool:
         """Whether there is a driver and a device that it computes with."""
@@ -39,9 +37,11 @@ class Rocm:
         """The devices of now."""
         told = self._smi.gpus()
         found = list(self._by_kernel(told)) or [device for gpu in told if (device := _by_tool(gpu))]
-        kept = self._allowed(found)
-        self._uuids |= {device.device: device.uuid for device in kept if device.uuid}
-        return kept
+        mine = self._runtime.choose([(int(device.device.partition(":")[2]), device) for device in found])
+        places = [(place, device) for place, (_, device) in enumerate(mine)]
+        chosen = [(mine[place][0], device) for place, device in self._hip.choose(places)]
+        self._shown |= {device.device: device.uuid or str(number) for number, device in chosen}
+        return [device for _, device in chosen]
 
     def environment(self, devices: Sequence[str]) -> Mapping[str, str]:
         """These devices and no other; without any, none.
@@ -51,7 +51,7 @@ class Rocm:
         """
         if not devices:
             return {"HIP_VISIBLE_DEVICES": "-1"}
-        shown = (self._uuids.get(device) or device.partition(":")[2] for device in devices)
+        shown = (self._shown.get(device) or device.partition(":")[2] for device in devices)
         return {
             "ROCR_VISIBLE_DEVICES": ",".join(shown),
             "HIP_VISIBLE_DEVICES": ",".join(str(place) for place in range(len(devices))),
@@ -65,10 +65,6 @@ class Rocm:
             memory = card.memory() or (gpu.memory if gpu else None)
             if card.is_there() and memory:
                 yield _device(node, gpu, memory, card.metrics())
-
-    def _allowed(self, found: Sequence[Device]) -> list[Device]:
-        mine = [device for device in found if self._runtime.has(_index(device), device.uuid)]
-        return [device for place, device in enumerate(mine) if self._hip.has(place, device.uuid)]
 
 
 def _device(node: Node, gpu: Gpu | None, memory: tuple[int, int], live: DeviceMetrics) -> Device:
@@ -103,7 +99,3 @@ def _by_tool(gpu: Gpu) -> Device | None:
         pci=gpu.pci,
         driver=gpu.driver,
     )
-
-
-def _index(device: Device) -> int:
-    return int(device.device.partition(":")[2])

@@ -12,6 +12,7 @@ import selectors
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -39,7 +40,7 @@ class Source(Protocol):
 
 
 class Tool:
-    """One program with its arguments. Not safe for several threads at once.
+    """One program with its arguments. Several threads may read: one asks, the others wait for the same answer.
 
     An answer serves for `every_s`. `environment` is added to the worker's own.
     """
@@ -61,9 +62,14 @@ class Tool:
         self._text: str | None = None
         self._ask_again_at = float("-inf")
         self._failing = False
+        self._lock = threading.Lock()
 
     def read(self) -> str | None:
         """The answer, at most `every_s` old. `None` if the program is not there, failed, or failed a moment ago."""
+        with self._lock:
+            return self._read()
+
+    def _read(self) -> str | None:
         if self._clock() < self._ask_again_at:
             return self._text
         program = shutil.which(self._argv[0])

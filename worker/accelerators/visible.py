@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+
+from schemas.node import Device
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,13 +23,26 @@ class Visible:
         end = next((at for at, word in enumerate(words) if word in ("", "-1", "NoDevFiles")), len(words))
         return cls(tuple(words[:end]))
 
-    def has(self, index: int, *ids: str | None) -> bool:
-        """Whether a device may be used, by its number or one of its ids."""
+    def choose(self, devices: Sequence[tuple[int, Device]]) -> list[tuple[int, Device]]:
+        """Those that may be used of devices with their numbers, in the order and under the names that an engine will
+        see: the first that the variable names is number 0."""
         if self.words is None:
-            return True
-        return any(self._names(word, index, ids) for word in self.words)
+            return list(devices)
+        chosen = dict.fromkeys(self._named(devices))
+        return [
+            (number, device.model_copy(update={"device": f"{device.backend}:{place}", "parent": None}))
+            for place, (number, device) in enumerate(devices[at] for at in chosen)
+        ]
 
-    def _names(self, word: str, index: int, ids: Sequence[str | None]) -> bool:
-        if word.isdigit():
-            return int(word) == index
-        return any(each is not None and each.startswith(word) for each in ids)
+    def _named(self, devices: Sequence[tuple[int, Device]]) -> Iterator[int]:
+        for word in self.words or ():
+            hit = next((at for at, each in enumerate(devices) if _names(word, *each)), None)
+            if hit is None:
+                return
+            yield hit
+
+
+def _names(word: str, number: int, device: Device) -> bool:
+    if word.isdigit():
+        return word == str(number)
+    return device.uuid is not None and device.uuid.startswith(word)

@@ -76,13 +76,12 @@ NewWorker = Callable[..., Awaitable[Worker]]
 
 
 @pytest.fixture
-def write_config(tmp_path: Path) -> Callable[..., Path]:
+def write_config(tmp_path: Path, write_model: Callable[..., Path]) -> Callable[..., Path]:
     """Factory: a settings file with one model of the fake engine. `flags` are the fake's own."""
     counter = itertools.count()
 
     def write(*, slots: int = 2, flags: dict[str, Any] | None = None, **more: Any) -> Path:
-        model_file = tmp_path / "model.gguf"
-        model_file.write_bytes(b"GGUF")
+        model_file = write_model(tmp_path / "model.gguf")
         model = {"model": MODEL, "path": str(model_file), "slots": slots}
         model["flags"] = {name: str(value) for name, value in (flags or {}).items()}
         path = tmp_path / f"worker-{next(counter)}.yaml"
@@ -141,6 +140,8 @@ class Stream:
     token: str
     word: bytes | None = b"go"
     epoch: int = 1
+    mark: str | None = None
+    """That of the first `accept`; frames of another are not ours."""
     next_seq: int = 0
     kinds: list[str] = field(default_factory=list)
     data: bytes = b""
@@ -160,8 +161,11 @@ class Stream:
 
     def take(self, raw: bytes) -> None:
         head, _, payload = raw.partition(b"\n")
-        kind, epoch, seq = head.decode().split(" ")
-        if int(epoch) != self.epoch:
+        kind, marked, seq = head.decode().split(" ")
+        epoch, _, mark = marked.partition(".")
+        if kind == "accept" and self.mark is None:
+            self.mark = mark
+        if int(epoch) != self.epoch or self.mark not in (None, mark):
             return
         if int(seq) != self.next_seq and not (kind == "error" and self.next_seq == 0):
             self.gap = self.gap or int(seq) > self.next_seq

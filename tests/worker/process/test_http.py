@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import urllib.error
 import urllib.request
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from openai import APIStatusError, AsyncOpenAI, BadRequestError, NotFoundError
 
@@ -17,8 +20,18 @@ TEXT = "".join(f"t{number} " for number in range(20))
 ASK: list[Any] = [{"role": "user", "content": "count"}]
 
 
-def client(worker: Any, key: str = "none") -> AsyncOpenAI:
-    return AsyncOpenAI(base_url=f"{worker.http}/v1", api_key=key, max_retries=0)
+@pytest.fixture
+async def client() -> AsyncIterator[Callable[..., AsyncOpenAI]]:
+    """Factory: SDK clients that are closed with the test."""
+    made: list[AsyncOpenAI] = []
+
+    def make(worker: Any, key: str = "none") -> AsyncOpenAI:
+        made.append(AsyncOpenAI(base_url=f"{worker.http}/v1", api_key=key, max_retries=0))
+        return made[-1]
+
+    yield make
+    for each in made:
+        await each.close()
 
 
 async def get(worker: Any, path: str, **headers: str) -> tuple[int, bytes]:
@@ -33,13 +46,13 @@ async def get(worker: Any, path: str, **headers: str) -> tuple[int, bytes]:
     return await asyncio.to_thread(fetch)
 
 
-async def test_a_node_answers_chats_without_any_gateway(new_worker: Any) -> None:
+async def test_a_node_answers_chats_without_any_gateway(new_worker: Any, client: Any) -> None:
     worker = await new_worker()
     answer = await client(worker).chat.completions.create(model=MODEL, messages=ASK)
     assert answer.choices[0].message.content == TEXT
 
 
-async def test_a_node_streams_chats_without_any_gateway(new_worker: Any) -> None:
+async def test_a_node_streams_chats_without_any_gateway(new_worker: Any, client: Any) -> None:
     worker = await new_worker()
     parts = [
         chunk.choices[0].delta.content or ""
@@ -49,20 +62,22 @@ async def test_a_node_streams_chats_without_any_gateway(new_worker: Any) -> None
     assert "".join(parts) == TEXT
 
 
-async def test_requests_over_the_slots_wait_and_are_served(new_worker: Any) -> None:
+async def test_requests_over_the_slots_wait_and_are_served(new_worker: Any, client: Any) -> None:
     worker = await new_worker(slots=1, flags={"chunks": 5})
     openai = client(worker)
     answers = await asyncio.gather(*(openai.chat.completions.create(model=MODEL, messages=ASK) for _ in range(5)))
     assert {answer.choices[0].message.content for answer in answers} == {"t0 t1 t2 t3 t4 "}
 
 
-async def test_a_request_waits_while_the_engine_loads(new_worker: Any) -> None:
+async def test_a_request_waits_while_the_engine_loads(new_worker: Any, client: Any) -> None:
     worker = await new_worker(ready=False, flags={"slow-start": 1.0, "chunks": 2})
     answer = await client(worker).chat.completions.create(model=MODEL, messages=ASK)
     assert answer.choices[0].message.content == "t0 t1 "
 
 
-async def test_a_client_that_leaves_frees_the_slot(new_worker: Any, requester: Any, wait_until: Any) -> None:
+async def test_a_client_that_leaves_frees_the_slot(
+    new_worker: Any, requester: Any, wait_until: Any, client: Any
+) -> None:
     worker = await new_worker(slots=1, flags={"chunks": 1000})
     stream = await client(worker).chat.completions.create(model=MODEL, messages=ASK, stream=True)
     async for _ in stream:
@@ -72,14 +87,14 @@ async def test_a_client_that_leaves_frees_the_slot(new_worker: Any, requester: A
     assert await requester.busy("n1") == 0
 
 
-async def test_an_engine_that_dies_mid_stream_ends_it_with_an_error_event(new_worker: Any) -> None:
+async def test_an_engine_that_dies_mid_stream_ends_it_with_an_error_event(new_worker: Any, client: Any) -> None:
     worker = await new_worker(flags={"die-after": 5})
     with pytest.raises(Exception, match="engine"):
         async for _ in await client(worker).chat.completions.create(model=MODEL, messages=ASK, stream=True):
             pass
 
 
-async def test_wrong_requests_are_refused_in_openais_shape(new_worker: Any) -> None:
+async def test_wrong_requests_are_refused_in_openais_shape(new_worker: Any, client: Any) -> None:
     worker = await new_worker()
     openai = client(worker)
     with pytest.raises(NotFoundError) as unknown:
@@ -92,7 +107,19 @@ async def test_wrong_requests_are_refused_in_openais_shape(new_worker: Any) -> N
     assert (await get(worker, "/v1/chat/completions"))[0] == 405
 
 
-async def test_pages_tell_of_the_node(new_worker: Any, requester: Any) -> None:
+async def test_every_answer_carries_a_request_id(new_worker: Any) -> None:
+    worker = await new_worker(http={"body_bytes": 100})
+    async with httpx2.AsyncClient(base_url=worker.http, timeout=5, trust_env=False) as http:
+        for path in ("/livez", "/metrics", "/v1/models", "/nowhere", "/v1/chat/completions"):
+            assert (await http.get(path, headers={"x-request-id": "mine-1"})).headers["x-request-id"] == "mine-1"
+            assert re.fullmatch(r"[0-9a-f]{24}", (await http.get(path)).headers["x-request-id"])
+        large = await http.post("/v1/chat/completions", content=b"x" * 101, headers={"x-request-id": "mine-2"})
+        assert (large.status_code, large.headers["x-request-id"]) == (413, "mine-2")
+        bad = await http.get("/livez", headers={"x-request-id": "no id"})
+        assert re.fullmatch(r"[0-9a-f]{24}", bad.headers["x-request-id"])
+
+
+async def test_pages_tell_of_the_node(new_worker: Any, requester: Any, client: Any) -> None:
     worker = await new_worker()
     status, body = await get(worker, "/v1/node/inventory")
     beat = json.loads(body)
@@ -105,7 +132,7 @@ async def test_pages_tell_of_the_node(new_worker: Any, requester: Any) -> None:
     assert requester.client.is_connected
 
 
-async def test_ready_says_why_not(new_worker: Any, nats_server: Any, wait_until: Any) -> None:
+async def test_ready_says_why_not(new_worker: Any, nats_server: Any, wait_until: Any, client: Any) -> None:
     worker = await new_worker()
     nats_server.kill()
 
@@ -118,7 +145,7 @@ async def test_ready_says_why_not(new_worker: Any, nats_server: Any, wait_until:
     assert answer.choices[0].message.content == TEXT
 
 
-async def test_metrics_count_each_request_once(new_worker: Any, wait_until: Any) -> None:
+async def test_metrics_count_each_request_once(new_worker: Any, wait_until: Any, client: Any) -> None:
     worker = await new_worker()
     for _ in range(3):
         await client(worker).chat.completions.create(model=MODEL, messages=ASK)
@@ -134,7 +161,7 @@ async def test_metrics_count_each_request_once(new_worker: Any, wait_until: Any)
     assert "puna_worker_bus_connected 1.0" in found
 
 
-async def test_keys_are_asked_for_where_there_are_any(new_worker: Any, tmp_path: Path) -> None:
+async def test_keys_are_asked_for_where_there_are_any(new_worker: Any, tmp_path: Path, client: Any) -> None:
     keys = tmp_path / "keys"
     keys.write_text("# who may\nme:let-me-in\n")
     worker = await new_worker(http={"api_keys_file": str(keys)})

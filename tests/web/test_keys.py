@@ -6,8 +6,8 @@ import hashlib
 
 import pytest
 
-from gateway.auth import BadKey, Keyring, load_keys, parse_file, parse_key
 from schemas.errors import AuthenticationFailed
+from web.keys import BadKey, Keyring, OpenDoor, keys_for, load_keys, parse_file, parse_key
 
 
 def test_an_empty_ring_lets_everybody_in() -> None:
@@ -50,3 +50,32 @@ def test_an_empty_file_is_no_open_door(tmp_path) -> None:
     path.write_text("# nothing yet\n")
     with pytest.raises(BadKey):
         load_keys(path, [])
+
+
+def test_a_name_is_no_part_of_its_key() -> None:
+    with pytest.raises(AuthenticationFailed):
+        Keyring([parse_key("team:s3cret", "x")]).check({"x-api-key": "team:s3cret"})
+
+
+def test_keys_of_the_file_and_keys_given_are_one_ring(tmp_path) -> None:
+    path = tmp_path / "keys"
+    path.write_text("filed:one\n")
+    ring = load_keys(path, ["given:two"])
+    assert [ring.check({"x-api-key": key}) for key in ("one", "two")] == ["filed", "given"]
+
+
+def test_a_bad_key_that_was_given_is_named_by_its_place() -> None:
+    with pytest.raises(BadKey, match=r"api_keys\[1\]"):
+        load_keys(None, ["fine", "two words"])
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:1", ":1", "[::]:1", "192.0.2.7:1", "a-name.example:1"])
+def test_off_loopback_without_a_key_the_door_stays_shut_and_says_how_to_open_it(listen: str) -> None:
+    with pytest.raises(OpenDoor, match=r"name:key', and put them there\. Or listen on 127\.0\.0\.1"):
+        keys_for(listen, None, [], remedy="put them there")
+    assert len(keys_for(listen, None, ["a", "b"], remedy="")) == 2
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1:1", "localhost:1", "[::1]:1", "127.9.9.9:1"])
+def test_on_loopback_no_key_is_needed(listen: str) -> None:
+    assert len(keys_for(listen, None, [], remedy="")) == 0

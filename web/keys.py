@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from schemas.errors import AuthenticationFailed
+from web.address import is_loopback, split_address
 
 KEY_LIMIT_CHARS: Final = 512
 _DIGEST: Final = re.compile(r"(?:([A-Za-z0-9._-]{1,64}):)?sha256:([0-9a-fA-F]{64})")
@@ -20,6 +21,16 @@ _BARE: Final = re.compile(r"\S+")
 
 class BadKey(ValueError):
     """A line that holds no usable key. The text names the line's number and never the key."""
+
+
+class OpenDoor(ValueError):
+    """A server would be open to others without a key. The text says what to do."""
+
+    def __init__(self, listen: str, remedy: str) -> None:
+        super().__init__(
+            f"{listen} can be reached by others, and no API key is set. Put keys into a file, one a line as "
+            f"'name:key', and {remedy}. Or listen on 127.0.0.1 only."
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,3 +100,14 @@ def load_keys(file: Path | None, given: Iterable[str]) -> Keyring:
     if file and not keys:
         raise BadKey(f"{file}: holds no key; write one a line")
     return Keyring(keys)
+
+
+def keys_for(listen: str, file: Path | None, given: Iterable[str], *, remedy: str) -> Keyring:
+    """The ring of a server that listens on `listen`. `remedy` says how keys are set there.
+
+    Raises `BadKey`, `OSError`, and `OpenDoor` where others could call without a key.
+    """
+    keyring = load_keys(file, given)
+    if not len(keyring) and not is_loopback(split_address(listen)[0]):
+        raise OpenDoor(listen, remedy)
+    return keyring
