@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from typing import Final
 
 from gateway.fleet import Fleet, Model
 from schemas.errors import ModelNotFound, PunaError, Unavailable
 from schemas.topology import HEARTBEAT_S
+
+UNAVAILABLE_RETRY_S: Final = 30.0
+"""Somebody has to mend something first: a file, a setting, memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +66,24 @@ def held(model: str, fleet: Fleet) -> str | None:
 
 def hopeless(model: str, fleet: Fleet) -> PunaError | None:
     """Why a request that waits for `model` need not wait any longer, or nothing."""
-    if not fleet.whole or model in fleet.models:
+    if not fleet.whole:
         return None
+    known = fleet.models.get(model)
+    if known is not None:
+        return _unavailable(known) if known.state == "unavailable" else None
     return Unavailable(f"model {model!r}: the node that served it has gone and has not come back", retry_after_s=10)
 
 
 def _into_line(model: Model, lane: str) -> Route:
     if model.state == "ready":
         return Line(lane, demand=model.slots_busy >= model.slots_total)
+    if model.state == "unavailable":
+        return Refuse(_unavailable(model))
     return Hold(lane, model.reason or model.state)
+
+
+def _unavailable(model: Model) -> Unavailable:
+    return Unavailable(f"model {model.model!r} cannot be served now: {model.reason}", retry_after_s=UNAVAILABLE_RETRY_S)
 
 
 def _not_found(model: str, fleet: Fleet) -> ModelNotFound:

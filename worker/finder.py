@@ -129,6 +129,7 @@ async def _prove(candidate: _Candidate, environ: Mapping[str, str]) -> EngineBin
 
 async def _ask(argv: tuple[str, ...], flag: str, environ: Mapping[str, str]) -> str | _Unfit:
     quiet = {name: value for name, value in environ.items() if name not in REFUSED_VARIABLES}
+    quiet |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # numbers as NVML and the engine itself will see them
     pipe = asyncio.subprocess.PIPE
     try:
         process = await asyncio.create_subprocess_exec(

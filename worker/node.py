@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final
@@ -17,11 +16,13 @@ from schemas import topology
 from schemas.node import Device, Heartbeat, Pressure
 from web import Limits, Server
 from web.keys import Keyring as Keys
-from worker.accelerators import Accelerator, discover, environment
+from worker.accelerators import discover
+from worker.assignment import spec_of
 from worker.control import Control, Reach
 from worker.devices import Devices
 from worker.engine import Engine
-from worker.enginespec import EngineBinary, EngineSpec
+from worker.enginespec import EngineBinary
+from worker.events import Events
 from worker.heartbeat import HeartbeatMaker, Heartbeats
 from worker.http import House, Pages
 from worker.inbox import Inbox
@@ -32,7 +33,7 @@ from worker.ports import PortPool
 from worker.pulse import Pulse
 from worker.replies import Replies
 from worker.serving import Serving
-from worker.settings import ModelSettings, WorkerSettings
+from worker.settings import WorkerSettings
 
 log = logging.getLogger(__name__)
 
@@ -45,23 +46,6 @@ _BUS_JOIN_S: Final = 0.0
 def fresh_id() -> str:
     """An id that nobody else has."""
     return secrets.token_hex(12)
-
-
-def spec_of(
-    model: ModelSettings, settings: WorkerSettings, binary: EngineBinary, accelerators: Sequence[Accelerator]
-) -> EngineSpec:
-    """What the engine of a model is asked to be. It gets the GPUs that it sees unless told otherwise."""
-    devices = model.devices or binary.devices or ("cpu:0",)
-    return EngineSpec(
-        model=model.model,
-        path=model.path,
-        context_tokens=model.context_tokens,
-        slots=model.slots or settings.slots,
-        devices=devices,
-        flags=model.flags,
-        environment=environment(accelerators, devices) | model.environment,
-        threads=model.threads,
-    )
 
 
 class Node:
@@ -80,7 +64,7 @@ class Node:
         self._metrics = Metrics()
         self._stack = AsyncExitStack()
         self._engines: dict[str, Engine] = {}
-        self._devices = Devices(discover())
+        self._devices = Devices(())
         self._running = False
 
     # -- start -------------------------------------------------------------------------------------------------------
@@ -97,7 +81,7 @@ class Node:
                 join_s=_BUS_JOIN_S,
             )
             stack.push_async_callback(self._bus.close)
-            await self._devices.read()
+            await self._find_devices()
             await self._build()
             stack.push_async_callback(self._heartbeats.leave)
             stack.push_async_callback(self._tasks.stop)
@@ -105,10 +89,18 @@ class Node:
             await self._listen(stack)
             self._stack = stack.pop_all()
         self._running = True
+        self._events.tell("node_started", version=_version(), http=self.http_url)
         log.info("node_started", extra={"event": "node_started", "node": self._settings.node, "http": self.http_url})
+
+    async def _find_devices(self) -> None:
+        """In a thread: drivers and the engine's own list may take seconds."""
+        argv = self._binary.argv if self._binary else ()
+        self._devices = Devices(await asyncio.to_thread(discover, argv, self._settings.accelerators))
+        await self._devices.read()
 
     async def _build(self) -> None:
         settings, bus = self._settings, self._bus
+        self._events = Events(bus, settings.node)
         await asyncio.to_thread(Notebook(settings.state_folder / "engines").reap)
         self._make_engines()
         replies = self._replies = Replies(bus, settings.node, self._tasks, self._clock)
@@ -155,7 +147,7 @@ class Node:
             reserved_bytes=settings.reserved_memory_bytes,
         )
         for number, model in enumerate(settings.models if self._binary else ()):
-            spec = spec_of(model, settings, self._require_binary(), self._devices.accelerators)
+            spec = spec_of(model, settings, self._devices.current, self._devices.accelerators)
             self._engines[model.model] = Engine(
                 f"engine-{number}",
                 spec,
@@ -218,6 +210,7 @@ class Node:
         await ensure(self._bus, wanted)
 
     def _engine_changed(self, engine: Engine) -> None:
+        self._events.engine(engine)
         if engine.state == "crashed":
             self._metrics.engine_failures.labels(engine.spec.model).inc()
         if engine.state == "ready":
@@ -267,6 +260,7 @@ class Node:
         self._serving.close()
         await self._inbox.stop()
         self._heartbeats.changed()
+        self._events.tell("node_draining", active=self._serving.active, limit_s=limit_s)
         log.info("node_draining", extra={"event": "node_draining", "active": self._serving.active, "limit_s": limit_s})
         try:
             async with asyncio.timeout(limit_s):

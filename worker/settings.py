@@ -17,6 +17,7 @@ from schemas.errors import InvalidName
 from schemas.subjects import check_model_id, check_node_id
 from web.address import split_address
 from web.keys import Keyring, keys_for
+from worker.accelerators.choice import AcceleratorSettings
 from worker.enginespec import EngineSettings, FlagValue
 from worker.room import MemoryCheck
 
@@ -117,6 +118,8 @@ class WorkerSettings(Group):
     slots: int = Field(default=4, ge=1, le=256)
     """Requests at the same time, of each model that does not say."""
     http: HttpSettings = Field(default_factory=HttpSettings)
+    accelerators: AcceleratorSettings = Field(default_factory=AcceleratorSettings)
+    """Which kinds of device to use; by default all that are found."""
     memory_check: MemoryCheck | None = None
     """What to do with a model that needs more memory than its devices have free: `refuse`, `warn`, or `off`. Unset:
     `refuse` on GPUs, `warn` on the CPU and for models that flags put on a GPU only in part."""

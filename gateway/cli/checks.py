@@ -179,7 +179,7 @@ def check_nodes(nodes: Sequence[Heartbeat]) -> list[Check]:
         for name, engine in crashed
     ]
     ready = sum(engine.state == "ready" for node in nodes for engine in node.engines)
-    found = f"{len(nodes)} up, {ready} engines ready"
+    found = f"{len(nodes)} up, {ready} engine{'' if ready == 1 else 's'} ready"
     return [
         Check("nodes", "ok" if ready else "warn", found, "" if ready else "see `puna ps` for what they wait for"),
         *checks,

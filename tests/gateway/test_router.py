@@ -28,7 +28,18 @@ def test_with_all_slots_busy_cold_nodes_are_asked_too() -> None:
 
 def test_a_loading_or_crashed_model_is_held_and_never_unknown() -> None:
     for state in ("starting", "crashed", "stopped", "stopping"):
-        assert isinstance(decide("m", "interactive", fleet(state=state)), Hold)
+        assert isinstance(decide("m", "interactive", fleet(state=state, next_retry_at=1.0)), Hold)
+
+
+def test_a_model_that_needs_mending_first_is_refused_with_its_reason_and_nobody_waits_for_it() -> None:
+    broken = fleet(state="crashed", unfit=True, reason="the file is cut off", next_retry_at=1.0)
+    route = decide("m", "interactive", broken)
+    assert isinstance(route, Refuse)
+    assert (route.error.http_status, route.error.retry_after_s) == (503, 30.0)
+    assert "the file is cut off" in route.error.message
+    waiting = hopeless("m", broken)
+    assert waiting is not None
+    assert waiting.message == route.error.message
 
 
 def test_a_model_whose_node_has_just_gone_is_held() -> None:
