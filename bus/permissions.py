@@ -5,6 +5,7 @@ The server tells a user's own permissions on `$SYS.REQ.USER.INFO`; nothing is pu
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, cast
@@ -14,6 +15,8 @@ import orjson
 from bus.connection import Bus
 from bus.errors import BusDenied, NoResponders
 from schemas.errors import BusUnavailable, DeadlineExceeded
+
+log = logging.getLogger(__name__)
 
 USER_INFO: Final = "$SYS.REQ.USER.INFO"
 _TIMEOUT_S: Final = 2.0
@@ -96,3 +99,17 @@ def overlaps(one: str, other: str) -> bool:
         if "*" not in (mine, theirs) and mine != theirs:
             return False
     return len(left) == len(right)
+
+
+async def require_permissions(bus: Bus, *, publish: Sequence[str], subscribe: Sequence[str]) -> None:
+    """Raise `BusDenied` that names all that is missing, so that an operator mends it in one go.
+
+    A user who may not ask for its own permissions is told so in the log and let through. Raises `BusUnavailable`.
+    """
+    denied = await check_permissions(bus, publish=publish, subscribe=subscribe)
+    if any(each.subject == USER_INFO for each in denied):
+        log.warning("permissions_unknown", extra={"event": "permissions_unknown", "allow_publish": USER_INFO})
+        return
+    if denied:
+        missing = "; ".join(str(each) for each in denied)
+        raise BusDenied(f"{missing}. Allow it in the server's configuration, under `permissions` of this user")

@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from functools import partial
 
 from bus.connection import Bus
+from bus.permissions import require_permissions
 from bus.topology import ensure
 from bus.watched import Tasks
 from gateway.cors import Cors
@@ -37,7 +38,8 @@ class Gateway:
     async def start(self) -> tuple[str, int]:
         """Connect, learn the fleet, listen. Returns the address in use.
 
-        Raises `BusUnavailable` if NATS cannot be reached and `OSError` if the address is taken.
+        Raises `BusUnavailable` if NATS cannot be reached, `BusDenied` if it does not allow what is needed, and
+        `OSError` if the address is taken.
         """
         try:
             return await self._start()
@@ -49,6 +51,8 @@ class Gateway:
         settings, stack = self._settings, self._stack
         bus = await Bus.connect(settings.nats, name="puna-gateway")
         stack.push_async_callback(bus.close)
+        publish, subscribe = bus.names.gateway_needs("*")
+        await require_permissions(bus, publish=publish, subscribe=subscribe)
         await self._ensure(bus)
         repair = partial(self._ensure, bus)
         bus.on_session(repair)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 FAILURE: Final = 1
 USAGE: Final = 2
 MISSING: Final = 69
+NOT_ALLOWED: Final = 4
 ORPHANED_GRACE_S: Final = 1.0
 """Grace of a gateway whose parent has gone: nobody looks after it any more."""
 
@@ -98,6 +99,7 @@ def _give_up(message: str, code: int) -> NoReturn:
 
 
 async def _serve(settings: GatewaySettings, keyring: Keyring, state_file: Path | None, parent_pid: int | None) -> int:
+    from bus.errors import BusDenied
     from gateway.app import Gateway
     from schemas.errors import PunaError
     from web.collector import settle_memory
@@ -111,7 +113,7 @@ async def _serve(settings: GatewaySettings, keyring: Keyring, state_file: Path |
         settle_memory()
     except PunaError as error:
         sys.stderr.write(f"puna-gateway: {error.message}\n")
-        return MISSING
+        return NOT_ALLOWED if isinstance(error, BusDenied) else MISSING
     except OSError as error:
         sys.stderr.write(f"puna-gateway: cannot listen on {settings.listen}: {error.strerror or error}\n")
         return FAILURE

@@ -176,6 +176,23 @@ class Names:
         """A task for any eligible node, or for one."""
         return f"{self.prefix}.task.{op}" if node is None else f"{self.prefix}.task.{op}.{encode(node)}"
 
+    def worker_needs(self, node: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """What a worker must be allowed to publish and to subscribe to."""
+        publish = (
+            self.queue_all(),
+            f"{self.prefix}.reply.*.*",
+            self.event(node, "*"),
+            f"$KV.{self.bucket_nodes}.{encode(node)}",
+            f"$JS.API.CONSUMER.MSG.NEXT.{self.stream_queue}.*",
+            f"$JS.ACK.{self.stream_queue}.>",
+        )
+        return publish, (f"{self.prefix}.infer.*.*", self.node(node, ">"))
+
+    def gateway_needs(self, gateway: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """What a gateway must be allowed to publish and to subscribe to."""
+        publish = (self.queue_all(), f"{self.prefix}.node.*.>", f"$JS.API.STREAM.INFO.{self.stream_queue}")
+        return publish, (self.replies(gateway),)
+
     # -- streams and buckets ----------------------------------------------------------------------------------------
     @property
     def _upper(self) -> str:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 FAILURE: Final = 1
 USAGE: Final = 2
 MISSING: Final = 69
+NOT_ALLOWED: Final = 4
 ORPHANED_DRAIN_S: Final = 0.0
 """Grace of a worker whose parent has gone: nobody looks after it any more."""
 
@@ -104,6 +105,7 @@ def _give_up(message: str, code: int) -> NoReturn:
 
 
 async def _serve(settings: WorkerSettings, keys: Keyring, parent_pid: int | None) -> int:
+    from bus.errors import BusDenied
     from schemas.errors import PunaError
     from web.collector import settle_memory
     from web.program import announce
@@ -116,7 +118,7 @@ async def _serve(settings: WorkerSettings, keys: Keyring, parent_pid: int | None
         settle_memory()
     except PunaError as error:
         sys.stderr.write(f"puna-worker: {error.message}\n")
-        return MISSING
+        return NOT_ALLOWED if isinstance(error, BusDenied) else MISSING
     except OSError as error:
         sys.stderr.write(f"puna-worker: cannot listen on {settings.http.listen}: {error.strerror or error}\n")
         return FAILURE

@@ -35,6 +35,9 @@ from worker.work import Claim, Origin, Work
 log = logging.getLogger(__name__)
 
 BATCH_DELAY_S: Final = 0.02
+PULLS_LIMIT: Final = 16
+"""Pulls of one lane that stand at the server, however many slots are free: each costs it a heartbeat every 2 s, and one
+that was answered is replaced at once."""
 BODY_FETCH_S: Final = 1.5
 """How long a body may take from the object store: less than the line's `ack_wait`, so that nobody else gets the job."""
 NATIVE_UNCHECKED: Final = frozenset(("transcriptions",))
@@ -115,7 +118,7 @@ class Inbox:
         """Slots were taken or freed: ask for as many requests as there are free ones."""
         for model in self._models:
             free = self._serving.slots.free(model)
-            self._pulls[model, INTERACTIVE].want(free)
+            self._pulls[model, INTERACTIVE].want(min(free, PULLS_LIMIT))
             if free == 0:
                 self._want_batch(model)
             elif model not in self._batch_timers:
@@ -126,7 +129,7 @@ class Inbox:
         timer = self._batch_timers.pop(model, None)
         if timer is not None:
             timer.cancel()
-        self._pulls[model, BATCH].want(self._serving.slots.free(model))
+        self._pulls[model, BATCH].want(min(self._serving.slots.free(model), PULLS_LIMIT))
 
     # -- requests ----------------------------------------------------------------------------------------------------
     def _core(self, origin: Origin, message: Message) -> None:

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
 from bus.connection import Bus
+from bus.permissions import require_permissions
 from bus.topology import ensure
 from bus.watched import Tasks
 from schemas import topology
@@ -71,7 +72,8 @@ class Node:
     async def start(self) -> None:
         """Until requests can be taken; engines may still be loading.
 
-        Raises `BusUnavailable`, and `OSError` if the HTTP address cannot be had. What had started is stopped then.
+        Raises `BusUnavailable` (and `BusDenied`, which names what NATS does not allow), and
+        `OSError` if the HTTP address cannot be had. What had started is stopped then.
         """
         async with AsyncExitStack() as stack:
             self._bus = await Bus.connect(
@@ -81,6 +83,8 @@ class Node:
                 join_s=_BUS_JOIN_S,
             )
             stack.push_async_callback(self._bus.close)
+            publish, subscribe = self._bus.names.worker_needs(self._settings.node)
+            await require_permissions(self._bus, publish=publish, subscribe=subscribe)
             await self._find_devices()
             await self._build()
             stack.push_async_callback(self._heartbeats.leave)

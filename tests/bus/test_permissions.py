@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bus.permissions import USER_INFO, Denied, allowed, check_permissions, covers, overlaps
+from bus.errors import BusDenied
+from bus.permissions import USER_INFO, Denied, allowed, check_permissions, covers, overlaps, require_permissions
 
 USERS = """
 authorization { users: [
@@ -78,3 +79,18 @@ def test_a_deny_list_alone_allows_the_rest() -> None:
     assert allowed("a.b", {"deny": ["a.c"]})
     assert not allowed("a.*", {"deny": ["a.c"]})
     assert not allowed("a.>", {"allow": ["a.*"]})
+
+
+async def test_a_start_without_a_permission_says_all_that_is_missing(server: Any, new_bus: Any) -> None:
+    bus = await new_bus(server, user="worker", password="p")
+    with pytest.raises(BusDenied) as caught:
+        await require_permissions(bus, publish=["other", "puna.task.load"], subscribe=["puna.node.n.*"])
+    for subject in ("other", "puna.task.load", "puna.node.n.*"):
+        assert f"to {subject}" in caught.value.message
+    assert "permissions" in caught.value.message
+
+
+async def test_who_may_not_ask_is_let_through(server: Any, new_bus: Any, caplog: Any) -> None:
+    bus = await new_bus(server, user="mute", password="p")
+    await require_permissions(bus, publish=["other"], subscribe=[])
+    assert "permissions_unknown" in caplog.text

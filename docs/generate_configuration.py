@@ -1,0 +1,126 @@
+"""Writes docs/configuration.md from the settings themselves: `python docs/generate_configuration.py`.
+
+A test fails when the page is not what this writes.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import sys
+import textwrap
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel, SecretStr
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "configuration.md"
+
+HEAD = """# Configuration
+
+Generated from the settings by `docs/generate_configuration.py`; do not edit.
+
+Each service reads a YAML file (`--config`), the environment and its command line. The command line wins over the
+environment, the environment over the file, the file over the default. In the environment a key is `PUNA_` and its name
+in upper case, with `__` between levels: `PUNA_HTTP__LISTEN`. Lists and mappings are given as JSON there. In the file
+`${env.NAME}` stands for a variable and fails when it is not set. A wrong key or value is named with file and line.
+`NATS_URL` and `NATS_CONTEXT` (a context of the `nats` command line) are honoured too.
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    from gateway.settings import GatewaySettings
+    from worker.settings import WorkerSettings
+
+    parts = [HEAD, "## Worker", table(WorkerSettings), "## Gateway", table(GatewaySettings)]
+    return "\n".join(part.strip("\n") + "\n" for part in parts)
+
+
+def table(model: type[BaseModel]) -> str:
+    """All keys of a settings model, nested ones with their path."""
+    lines = ["| key | type | default | |", "|---|---|---|---|", *rows(model, "")]
+    return "\n".join(lines)
+
+
+def rows(model: type[BaseModel], prefix: str) -> list[str]:
+    """One line a key."""
+    out: list[str] = []
+    texts = docstrings(model)
+    for name, field in model.model_fields.items():
+        inner = inner_model(field.annotation)
+        if inner is not None:
+            is_list = get_origin(field.annotation) in (list, tuple)
+            out += rows(inner, f"{prefix}{name}{'[]' if is_list else ''}.")
+            continue
+        text = cell(texts.get(name, ""))
+        out.append(f"| `{prefix}{name}` | {cell(type_name(field.annotation))} | {cell(default(field))} | {text} |")
+    return out
+
+
+def cell(text: str) -> str:
+    """Text that keeps to its column."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def inner_model(annotation: Any) -> type[BaseModel] | None:
+    """The settings group behind an annotation, if there is one."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    found = [inner_model(each) for each in get_args(annotation)]
+    return next((each for each in found if each is not None), None)
+
+
+def type_name(annotation: Any) -> str:
+    """As a person would say it."""
+    if annotation is SecretStr:
+        return "secret text"
+    arguments = [each for each in get_args(annotation) if each is not type(None)]
+    if annotation in (str, int, float, bool, Path):
+        return {str: "text", int: "whole number", float: "number", bool: "true or false", Path: "path"}[annotation]
+    if get_origin(annotation) in (list, tuple):
+        return "list"
+    if get_origin(annotation) is dict or getattr(get_origin(annotation), "__name__", "") == "Mapping":
+        return "mapping"
+    if arguments and all(isinstance(each, str) for each in arguments):
+        return " or ".join(f"`{each}`" for each in arguments)
+    return " or ".join(dict.fromkeys(type_name(each) for each in arguments)) or "text"
+
+
+def default(field: FieldInfo) -> str:
+    """The default as it stands in YAML; nothing for a key that is required or has none."""
+    if field.is_required():
+        return "required"
+    if field.default_factory is not None:
+        made = field.default_factory() if field.default_factory in (list, dict) else None  # type: ignore[call-arg]
+        return "" if made is None else str(made)
+    value = field.default
+    if value is None or value is PydanticUndefined or isinstance(value, SecretStr):
+        return ""
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    return f"`{value}`" if value not in ("", (), []) else ""
+
+
+def docstrings(model: type[BaseModel]) -> dict[str, str]:
+    """The text under each field, of the class and its bases."""
+    out: dict[str, str] = {}
+    for base in reversed(model.__mro__):
+        if not (issubclass(base, BaseModel) and base is not BaseModel):
+            continue
+        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+        statements = body.body if isinstance(body, ast.ClassDef) else []
+        for item, after in pairwise(statements):
+            text = after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else None
+            if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and isinstance(text, str):
+                out[item.target.id] = text
+    return out
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    PAGE.write_text(page())
