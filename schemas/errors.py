@@ -126,6 +126,12 @@ class EngineFailed(PunaError):
     code, http_status, retryable = "engine_failed", 502, True
 
 
+class EngineDied(EngineFailed):
+    """The engine's process ended, or was ended as frozen, while it worked on the request: the request is a suspect."""
+
+    code = "engine_died"
+
+
 class WorkerLost(PunaError):
     """The node that held the request went silent and nobody could take over."""
 

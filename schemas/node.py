@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -108,6 +108,33 @@ class Engine(Wire):
     """The same by purpose, for people."""
     memory_measured_bytes: int | None = None
     """What it took once it was loaded."""
+    pinned: bool = False
+    """Never stopped to make room."""
+    adopted: bool = False
+    """Started by an earlier life of the worker and taken over as it ran."""
+    breaker_open: bool = False
+    """With `crashed`: it failed so often in a row that nobody waits for it until `next_retry_at`."""
+    yielding: bool = False
+    """Takes nothing new: its device is wanted by another model."""
+
+
+class Offer(Wire):
+    """What it would take to start one more engine of a model on this node."""
+
+    model: str
+    cost: int | None = None
+    """The priority that its pull would have: 1 to 3 there is room, 4 to 6 an idle engine must go first, 7 the files
+    must be fetched, 8 and 9 on the CPU, with room and without. `None`: not now, and `reason` says why."""
+    reason: str | None = None
+    devices: tuple[str, ...] = ()
+    """Where it would run."""
+    evicts: tuple[str, ...] = ()
+    """Engines that would be stopped for it."""
+    needed_bytes: int | None = None
+    free_bytes: int | None = None
+    """On `devices`, after what is reserved."""
+    load_seconds: float | None = None
+    """How long it took the last time."""
 
 
 class Share(Wire):
@@ -130,6 +157,10 @@ class Pressure(Wire):
     service_seconds_median: float | None = None
 
 
+OFFERS_LIMIT: Final = 256
+"""Models that a heartbeat offers; further ones are served all the same."""
+
+
 class Heartbeat(Wire):
     """The value under `<node>` in the nodes bucket."""
 
@@ -143,6 +174,10 @@ class Heartbeat(Wire):
     labels: dict[str, str] = Field(default_factory=dict)
     devices: tuple[Device, ...] = ()
     engines: tuple[Engine, ...] = ()
+    offers: tuple[Offer, ...] = ()
+    """Models on this node's disk, at most `OFFERS_LIMIT`."""
+    shares: dict[str, Share] = Field(default_factory=dict[str, Share])
+    """Resources by kind: `cpu`, `mem`, `cuda.device`, `cuda.mem`…"""
     pressure: Pressure = Pressure()
     draining: bool = False
     http: str | None = None

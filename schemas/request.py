@@ -42,6 +42,11 @@ class RequestHead:
     traceparent: str | None = None
     blob: str | None = None
     """Where a body that is too large for a message stands in the object store; the payload is empty then."""
+    deaths: int = 0
+    """Engines that died while they worked on it. One that has killed before is a suspect and runs with no other
+    suspect beside it."""
+    engine: str | None = None
+    """The engine that holds the conversation's prompt cache, if the gateway knows: preferred while it has a slot."""
 
     def headers(self) -> dict[str, str]:
         """The head as NATS headers."""
@@ -60,6 +65,10 @@ class RequestHead:
             out[s.H_TRACEPARENT] = self.traceparent
         if self.blob:
             out[s.H_BLOB] = self.blob
+        if self.deaths:
+            out[s.H_DEATHS] = str(self.deaths)
+        if self.engine:
+            out[s.H_ENGINE] = self.engine
         return out
 
 
@@ -83,7 +92,13 @@ def head_of(headers: Mapping[str, str] | None, *, op: str | None, reply: str, re
         tenant=given.get(s.H_TENANT),
         traceparent=given.get(s.H_TRACEPARENT),
         blob=given.get(s.H_BLOB),
+        deaths=_whole(given, s.H_DEATHS, 0, 1000),
+        engine=_id_or_none(given.get(s.H_ENGINE)),
     )
+
+
+def _id_or_none(value: str | None) -> str | None:
+    return None if value is None else s.check_request_id(value)
 
 
 def _whole(headers: Mapping[str, str], name: str, default: int, most: int) -> int:

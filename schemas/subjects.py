@@ -34,6 +34,10 @@ H_TENANT: Final = "Puna-Tenant"
 H_FRAMES: Final = "Puna-Frames"
 H_BLOB: Final = "Puna-Blob"
 """The body is not in the message but in the object store, under this name."""
+H_DEATHS: Final = "Puna-Deaths"
+"""Engines that died while they worked on the request; a second one ends it with 422."""
+H_ENGINE: Final = "Puna-Engine"
+"""The engine that holds the conversation's prompt cache: a wish, not an order."""
 H_TRACEPARENT: Final = "traceparent"
 H_MSG_ID: Final = "Nats-Msg-Id"
 H_MSG_TTL: Final = "Nats-TTL"
@@ -156,6 +160,10 @@ class Names:
         """Says that a model is wanted and nothing warm can take a request."""
         return f"{self.prefix}.demand.{encode(model)}"
 
+    def demand_all(self) -> str:
+        """What a worker hears of all models."""
+        return f"{self.prefix}.demand.*"
+
     def node(self, node: str, verb: str) -> str:
         """Control one node."""
         return f"{self.prefix}.node.{encode(node)}.{verb}"
@@ -183,15 +191,33 @@ class Names:
             f"{self.prefix}.reply.*.*",
             self.event(node, "*"),
             f"$KV.{self.bucket_nodes}.{encode(node)}",
+            f"$KV.{self.bucket_leases}.>",
+            f"{self.prefix}.demand.*",
+            f"$JS.API.STREAM.INFO.{self.stream_queue}",
             f"$JS.API.CONSUMER.MSG.NEXT.{self.stream_queue}.*",
             f"$JS.ACK.{self.stream_queue}.>",
         )
-        return publish, (f"{self.prefix}.infer.*.*", self.node(node, ">"))
+        return publish, (f"{self.prefix}.infer.*.*", self.node(node, ">"), self.demand_all())
 
     def gateway_needs(self, gateway: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """What a gateway must be allowed to publish and to subscribe to."""
-        publish = (self.queue_all(), f"{self.prefix}.node.*.>", f"$JS.API.STREAM.INFO.{self.stream_queue}")
+        publish = (
+            self.queue_all(),
+            f"{self.prefix}.node.*.>",
+            f"{self.prefix}.demand.*",
+            f"$KV.{self.bucket_leases}.>",
+            f"$JS.API.STREAM.INFO.{self.stream_queue}",
+        )
         return publish, (self.replies(gateway),)
+
+    # -- leases -----------------------------------------------------------------------------------------------------
+    def lease_start(self, model: str) -> str:
+        """Key in the leases bucket: who may start an engine of the model on demand, until the lease expires."""
+        return f"start.{encode(model)}"
+
+    def lease_poison(self, digest: str) -> str:
+        """Key in the leases bucket: a request with this digest has killed engines."""
+        return f"poison.{digest}"
 
     # -- streams and buckets ----------------------------------------------------------------------------------------
     @property
@@ -212,6 +238,11 @@ class Names:
     def bucket_nodes(self) -> str:
         """Heartbeats."""
         return f"{self.prefix}_nodes"
+
+    @property
+    def bucket_leases(self) -> str:
+        """Who holds what for a time; each key has its own."""
+        return f"{self.prefix}_leases"
 
     @property
     def bucket_blobs(self) -> str:

@@ -22,6 +22,9 @@ HEARTBEAT_S: Final = 2.0
 NODE_TTL_S: Final = 3 * HEARTBEAT_S
 BLOB_TTL_S: Final = 600.0
 BLOB_LIMIT_BYTES: Final = 256 << 20
+LEASE_MAX_AGE_S: Final = 3600.0
+"""No lease is longer; most have a shorter time of their own."""
+LEASES_LIMIT_BYTES: Final = 16 << 20
 EVENTS_LIMIT_BYTES: Final = 256 << 20
 EVENTS_MAX_AGE_S: Final = 7 * 86400.0
 
@@ -193,6 +196,14 @@ def fleet(names: Names, *, replicas: int = 1, queue_limit_requests: int = QUEUE_
         ),
         buckets=(
             BucketSpec(names.bucket_nodes, storage="memory", ttl_s=NODE_TTL_S, marker_ttl_s=60.0, replicas=replicas),
+            BucketSpec(
+                names.bucket_leases,
+                storage="memory",
+                ttl_s=LEASE_MAX_AGE_S,
+                marker_ttl_s=1.0,
+                max_bytes=LEASES_LIMIT_BYTES,
+                replicas=replicas,
+            ),
         ),
         blobs=(BlobSpec(names.bucket_blobs, storage="memory", ttl_s=BLOB_TTL_S, max_bytes=BLOB_LIMIT_BYTES),),
     )
