@@ -1,0 +1,180 @@
+"""Tasks: what an operator asks of one node, or of any, by a message in the tasks stream; and the record of each.
+
+| from     | to                                        |                                                       |
+|----------|-------------------------------------------|-------------------------------------------------------|
+| queued   | running, cancelled, dead                  | seen by a node, not begun                             |
+| running  | running, retrying, done, failed, cancelled, dead | a later epoch of another node is `running` again |
+| retrying | running, cancelled, dead                  | waits for its next try                                |
+| done, failed, cancelled, dead | -                    | the end; `dead` lies in the dead-letter stream        |
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Final, Literal, cast
+
+import orjson
+from pydantic import AfterValidator, Field, ValidationError
+
+from schemas.errors import InvalidName, InvalidRequest, UnknownField
+from schemas.model import CopyProgress, ModelId, Wanted
+from schemas.node import Wire
+from schemas.openai import parse_object
+from schemas.selector import Selector, Strict
+from schemas.subjects import check_request_id
+
+BODY_LIMIT_BYTES: Final = 256 << 10
+TRIES: Final = 5
+TaskOp = Literal["download", "download_override", "delete", "load", "unload", "verify", "cancel"]
+TASK_OPS: Final[tuple[TaskOp, ...]] = ("download", "download_override", "delete", "load", "unload", "verify", "cancel")
+TaskState = Literal["queued", "running", "retrying", "done", "failed", "cancelled", "dead"]
+TASK_MOVES: Final[dict[TaskState, tuple[TaskState, ...]]] = {
+    "queued": ("running", "cancelled", "dead"),
+    "running": ("running", "retrying", "done", "failed", "cancelled", "dead"),
+    "retrying": ("running", "cancelled", "dead"),
+    "done": (),
+    "failed": (),
+    "cancelled": (),
+    "dead": (),
+}
+
+
+def _is_id(text: str) -> str:
+    try:
+        return check_request_id(text)
+    except InvalidName as error:
+        raise ValueError(error.message) from error
+
+
+TaskId = Annotated[str, AfterValidator(_is_id)]
+
+
+class DownloadTask(Wanted):
+    """Have a model on a node."""
+
+    id: TaskId | None = None
+    selector: Selector = Selector()
+    """Which nodes may take it, of those that hear it."""
+
+
+class DeleteTask(Strict):
+    """Take a model away: from the node that is named in the subject, else from every node."""
+
+    model: ModelId
+    id: TaskId | None = None
+    retain: bool | None = None
+    """Leave the files; unset: as the model's record says."""
+
+
+class LoadTask(Strict):
+    """Start an engine of a model that is on the disk."""
+
+    model: ModelId
+    id: TaskId | None = None
+    devices: tuple[Annotated[str, Field(max_length=64)], ...] = Field(default=(), max_length=64)
+
+
+class UnloadTask(Strict):
+    """Stop the model's engines."""
+
+    model: ModelId
+    id: TaskId | None = None
+
+
+class VerifyTask(Strict):
+    """Read all files of a model again and compare them with their checksums."""
+
+    model: ModelId
+    id: TaskId | None = None
+
+
+class CancelTask(Strict):
+    """End another task, wherever it is."""
+
+    task: TaskId
+    id: TaskId | None = None
+
+
+Task = DownloadTask | DeleteTask | LoadTask | UnloadTask | VerifyTask | CancelTask
+_KINDS: Final[dict[TaskOp, type[Task]]] = {
+    "download": DownloadTask,
+    "download_override": DownloadTask,
+    "delete": DeleteTask,
+    "load": LoadTask,
+    "unload": UnloadTask,
+    "verify": VerifyTask,
+    "cancel": CancelTask,
+}
+
+
+def read_task(op: str, payload: bytes) -> Task:
+    """The task in a message; its `id` is set.
+
+    A missing id follows from the content, so the same task sent twice is one task. Raises `InvalidRequest` and its
+    kinds, which name field and remedy.
+    """
+    kind = _KINDS.get(cast(TaskOp, op))
+    if kind is None:
+        raise InvalidRequest(f"task {op[:40]!r} is none of {', '.join(TASK_OPS)}", param="op")
+    if len(payload) > BODY_LIMIT_BYTES:
+        raise InvalidRequest(f"the task has {len(payload)} bytes; at most {BODY_LIMIT_BYTES} are allowed")
+    body = parse_object(payload)
+    try:
+        task = kind.model_validate(body)
+    except ValidationError as error:
+        raise _refusal(kind, error) from error
+    return task if task.id else task.model_copy(update={"id": derived_id(op, body)})
+
+
+def derived_id(op: str, body: object) -> str:
+    """The id of a task that has none: the same for the same operation and fields, in whatever order."""
+    canonical = orjson.dumps([op, body], option=orjson.OPT_SORT_KEYS)
+    return "t-" + hashlib.sha256(canonical).hexdigest()[:24]
+
+
+def _refusal(kind: type[Task], error: ValidationError) -> InvalidRequest:
+    first = error.errors(include_url=False, include_input=False)[0]
+    field = ".".join(str(part) for part in first["loc"])[:120]
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        return UnknownField(f"{field}: no such field; this task takes {', '.join(kind.model_fields)}", param=field)
+    return InvalidRequest(f"{field}: {message}" if field else message, param=field or None)
+
+
+class TaskRecord(Wire):
+    """The value under `<task id>` in the tasks bucket, written by compare-and-set only.
+
+    `epoch` counts the nodes that took the task over: a write of an older epoch is refused. Times are Unix seconds by
+    the writer's clock: for people.
+    """
+
+    task: str
+    op: TaskOp
+    model: str | None = None
+    node: str | None = None
+    epoch: int = 1
+    state: TaskState = "queued"
+    attempts: int = 0
+    created: float
+    since: float
+    reason: str | None = None
+    error: str | None = None
+    next_retry_at: float | None = None
+    progress: CopyProgress | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Nothing more will happen."""
+        return not TASK_MOVES[self.state]
+
+
+class IllegalMove(ValueError):
+    """A task was to go where no task goes."""
+
+
+def moved(record: TaskRecord, state: TaskState, now: float, **changes: object) -> TaskRecord:
+    """The record after a move. Raises `IllegalMove`."""
+    if state not in TASK_MOVES[record.state]:
+        raise IllegalMove(f"task {record.task}: {record.state} → {state} is no legal move")
+    since = record.since if state == record.state else now
+    return record.model_copy(update={"state": state, "since": since, **changes})
