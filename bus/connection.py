@@ -15,10 +15,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from bus.errors import BusDenied, BusSlow
-from bus.jetstream import JetStream, PubAck
+from bus.jetstream import JetStream, PubAck, acknowledged, publish_headers
 from bus.link import Link
 from bus.message import Message, publish_command
-from bus.replies import GoneWatch, Replies
+from bus.replies import Callbacks, GoneWatch, Replies
 from bus.session import Sessions
 from bus.settings import NatsSettings
 from bus.subscription import MessageHandler, RawHandler, Subscription, Table, message_handlers, raw_handlers
@@ -42,7 +42,8 @@ class Bus:
     """One process's connection to NATS. Make it with `Bus.connect`."""
 
     def __init__(self, settings: NatsSettings, *, name: str, join_s: float = 0.0) -> None:
-        """`join_s`: after a write to the server, what follows within this time is joined into one write."""
+        """`join_s`: after a write to the server, what follows within this time is joined into one write, as long as so
+        much is sent that this pays."""
         self.settings: Final = settings
         self.names: Final = Names(settings.prefix)
         self.name: Final = name
@@ -160,8 +161,10 @@ class Bus:
         reply: str = "",
         headers: Mapping[str, str] | None = None,
         now: bool = False,
+        lazy: bool = False,
     ) -> None:
-        """Send; never blocks. `now`: do not wait for more of this loop tick to join the write.
+        """Send; never blocks. `now`: do not wait for more of this loop tick to join the write. `lazy`: nobody waits
+        for it, so it leaves with whatever is sent next, or alone after `LAZY_S`; the order stays.
 
         Raises `BusUnavailable`, `BusSlow`, `BodyTooLarge`, `InvalidName`.
         """
@@ -171,7 +174,9 @@ class Bus:
         command = publish_command(subject, payload, reply, headers, wire.max_payload)
         if wire.pending_bytes and wire.pending_bytes + len(command) > self.settings.pending_limit_bytes:
             raise BusSlow(f"{wire.pending_bytes} bytes wait for the NATS server already")
-        if now:
+        if lazy:
+            wire.send_lazy(command)
+        elif now:
             wire.send_now(command)
         else:
             wire.send(command)
@@ -192,6 +197,33 @@ class Bus:
         finally:
             self._replies.forget(reply)
 
+    def ask(
+        self,
+        subject: str,
+        payload: bytes = b"",
+        *,
+        on_answer: Callable[[Message], None],
+        on_error: Callable[[PunaError], None],
+        headers: Mapping[str, str] | None = None,
+        lazy: bool = False,
+    ) -> str:
+        """As `request`, without a task: one of the two is called, in the socket's own callback, with what that
+        returns or raises; also when the session goes. There is no time-out: who gives up calls `forget` with the
+        token that this returns, and hears nothing any more. Raises what `publish` raises, and then calls nobody."""
+        if self._answers.denied:
+            raise BusDenied(f"NATS lets us hear no answers: {self._answers.denied}")
+        reply = self._replies.call(subject, Callbacks(on_answer, on_error))
+        try:
+            self.publish(subject, payload, reply=reply, headers=headers, now=not lazy, lazy=lazy)
+        except PunaError:
+            self._replies.forget(reply)
+            raise
+        return reply
+
+    def forget(self, token: str) -> None:
+        """Nobody waits any more for what `ask` or `js_publish_nowait` began. Safe to call twice."""
+        self._replies.forget(token)
+
     async def js_publish(
         self,
         subject: str,
@@ -205,6 +237,22 @@ class Bus:
         """Store in the stream that takes `subject`. Raises `LineFull`, `NoStream`, `BusUnavailable`. After the
         latter it may be stored all the same: publish again under the same `msg_id`."""
         return await self._jetstream.publish(subject, payload, headers, msg_id, ttl_s, timeout_s)
+
+    def js_publish_nowait(
+        self,
+        subject: str,
+        payload: bytes,
+        *,
+        headers: Mapping[str, str] | None = None,
+        msg_id: str | None = None,
+        ttl_s: float | None = None,
+        on_ack: Callable[[PubAck], None],
+        on_error: Callable[[PunaError], None],
+    ) -> str:
+        """As `js_publish`, by the rules of `ask`."""
+        answered, failed = acknowledged(subject, on_ack, on_error)
+        sent = publish_headers(headers, msg_id, ttl_s)
+        return self.ask(subject, payload, on_answer=answered, on_error=failed, headers=sent)
 
     async def js_api(self, api: str, body: dict[str, Any] | None = None, *, timeout_s: float = 2.0) -> dict[str, Any]:
         """Ask `$JS.API.<api>`. Raises `JetStreamError` (status, err_code, description), `BusUnavailable`."""

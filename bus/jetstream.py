@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, cast
 
@@ -11,7 +11,7 @@ import orjson
 
 from bus.errors import NoResponders, NoStream, jetstream_error, publish_error
 from bus.message import Message
-from schemas.errors import BusUnavailable, DeadlineExceeded
+from schemas.errors import BusUnavailable, DeadlineExceeded, PunaError
 from schemas.subjects import H_MSG_ID, H_MSG_TTL
 
 _TTL_LEAST_S: Final = 1
@@ -58,21 +58,14 @@ class JetStream:
         timeout_s: float,
     ) -> PubAck:
         """Raises `LineFull`, `NoStream`, `BusUnavailable`, `JetStreamError`."""
-        sent = dict(headers or {})
-        if msg_id is not None:
-            sent[H_MSG_ID] = msg_id
-        if ttl_s is not None:
-            sent[H_MSG_TTL] = f"{max(_TTL_LEAST_S, math.ceil(ttl_s))}s"
+        sent = publish_headers(headers, msg_id, ttl_s)
         try:
             answer = await self._bus.request(subject, payload, headers=sent or None, timeout_s=timeout_s)
         except NoResponders:
-            raise NoStream(f"no stream takes {subject}", retry_after_s=1.0) from None
+            raise _no_stream(subject) from None
         except DeadlineExceeded:
             raise BusUnavailable(f"JetStream did not confirm within {timeout_s:g} s", retry_after_s=1.0) from None
-        found = _answer(answer)
-        if "error" in found:
-            raise publish_error(found["error"], subject)
-        return PubAck(str(found.get("stream", "")), int(found.get("seq", 0)), bool(found.get("duplicate", False)))
+        return ack_of(answer, subject)
 
     async def api(self, api: str, body: Mapping[str, Any] | None, timeout_s: float) -> dict[str, Any]:
         """Raises `JetStreamError`, `BusUnavailable`."""
@@ -87,6 +80,47 @@ class JetStream:
         if "error" in found:
             raise jetstream_error(found["error"])
         return found
+
+
+def publish_headers(headers: Mapping[str, str] | None, msg_id: str | None, ttl_s: float | None) -> dict[str, str]:
+    """The headers of a message for a stream. A time to live is rounded up to whole seconds."""
+    sent = dict(headers or {})
+    if msg_id is not None:
+        sent[H_MSG_ID] = msg_id
+    if ttl_s is not None:
+        sent[H_MSG_TTL] = f"{max(_TTL_LEAST_S, math.ceil(ttl_s))}s"
+    return sent
+
+
+def ack_of(message: Message, subject: str) -> PubAck:
+    """What JetStream answered to a publish to `subject`. Raises what `JetStream.publish` raises."""
+    found = _answer(message)
+    if "error" in found:
+        raise publish_error(found["error"], subject)
+    return PubAck(str(found.get("stream", "")), int(found.get("seq", 0)), bool(found.get("duplicate", False)))
+
+
+def acknowledged(
+    subject: str, on_ack: Callable[[PubAck], None], on_error: Callable[[PunaError], None]
+) -> tuple[Callable[[Message], None], Callable[[PunaError], None]]:
+    """What an answer to a publish to `subject` means, and what the lack of one does."""
+
+    def answered(message: Message) -> None:
+        try:
+            ack = ack_of(message, subject)
+        except PunaError as error:
+            on_error(error)
+        else:
+            on_ack(ack)
+
+    def failed(error: PunaError) -> None:
+        on_error(_no_stream(subject) if isinstance(error, NoResponders) else error)
+
+    return answered, failed
+
+
+def _no_stream(subject: str) -> NoStream:
+    return NoStream(f"no stream takes {subject}", retry_after_s=1.0)
 
 
 def _answer(message: Message) -> dict[str, Any]:

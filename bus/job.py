@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from bus.message import Message
 from schemas.errors import BusUnavailable
@@ -17,8 +17,7 @@ _NS: Final = 1_000_000_000
 Acknowledge = Callable[[str, bytes], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
+class Delivery(NamedTuple):
     """What JetStream writes into the reply subject of a message that it delivers."""
 
     stream: str

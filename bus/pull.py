@@ -48,7 +48,9 @@ Deliver = Callable[[Job], None]
 class WorkPull:
     """Keeps pulls of batch 1 outstanding on one consumer and hands what they bring to `deliver`, a plain function.
 
-    `repair` is awaited when the consumer's stream itself is missing; it should make the topology anew.
+    `repair` is awaited when the consumer's stream itself is missing; it should make the topology anew. With `brief_s`
+    each pull runs out after that time (at least two heartbeats), and while one stands no other is asked, even if the
+    priority has changed: for pulls whose reason may pass.
     """
 
     def __init__(
@@ -59,11 +61,13 @@ class WorkPull:
         *,
         name: str,
         repair: Callable[[], Awaitable[None]] | None = None,
+        brief_s: float | None = None,
     ) -> None:
         self._bus = bus
         self._spec = spec
         self._deliver = deliver
         self._repair = repair
+        self._brief_s = brief_s
         self._name = name
         self._want = 0
         self._priority = 0
@@ -95,7 +99,7 @@ class WorkPull:
         self._want = count
         if priority != self._priority or not self._body:
             self._priority = priority
-            self._body = _pull_body(self._spec, priority)
+            self._body = _pull_body(self._spec, priority, self._brief_s or PULL_EXPIRES_S)
         self._fill()
 
     async def start(self) -> None:
@@ -130,14 +134,19 @@ class WorkPull:
     def _fill(self) -> None:
         if not (self._running and self._standing and self._bus.connected):
             return
-        for _ in range(self._want - self._pulls.count(self._priority)):
+        for _ in range(self._want - self._standing_pulls()):
             if not self._ask():
                 return
+
+    def _standing_pulls(self) -> int:
+        if self._brief_s is None:
+            return self._pulls.count(self._priority)
+        return sum(map(self._pulls.count, range(LOWEST_PRIORITY + 1)))
 
     def _ask(self) -> bool:
         pull = self._pulls.idle()
         try:
-            self._bus.publish(self._next_subject, self._body, reply=pull.inbox)
+            self._bus.publish(self._next_subject, self._body, reply=pull.inbox, lazy=True)
         except BusUnavailable:  # asked again by the new session, or by the next look around
             self._pulls.ended(pull)
             return False
@@ -237,10 +246,10 @@ class WorkPull:
             self._failed(pull.round, f"no heartbeat for {MISSED_AFTER_S:g} s")
 
 
-def _pull_body(spec: ConsumerSpec, priority: int) -> bytes:
+def _pull_body(spec: ConsumerSpec, priority: int, expires_s: float) -> bytes:
     body: dict[str, object] = {
         "batch": 1,
-        "expires": int(PULL_EXPIRES_S * _NS),
+        "expires": int(expires_s * _NS),
         "idle_heartbeat": int(PULL_HEARTBEAT_S * _NS),
     }
     if spec.priority_group:

@@ -1,4 +1,7 @@
-"""Requests and their answers over one wildcard subscription: a dict of futures, nothing per request on the server."""
+"""Requests and their answers over one wildcard subscription: a dict, nothing per request on the server.
+
+Who asks waits on a future, or is called back: the same table serves both, and fails both when the session goes.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,25 @@ from schemas.errors import PunaError
 _NO_RESPONDERS: Final = "503"
 
 
+class Callbacks:
+    """What a future would be told, as plain calls in the socket's own callback. Exactly one of them, once, unless the
+    requester forgets the request before."""
+
+    __slots__ = ("set_exception", "set_result")
+
+    def __init__(self, on_answer: Callable[[Message], None], on_error: Callable[[PunaError], None]) -> None:
+        self.set_result: Final = on_answer
+        self.set_exception: Final = on_error
+
+    def done(self) -> bool:
+        """Never while it is in the table: it leaves with its one call."""
+        return False
+
+
 @dataclass(slots=True)
 class _Waiting:
     subject: str
-    future: asyncio.Future[Message]
+    future: asyncio.Future[Message] | Callbacks
 
 
 class Replies:
@@ -37,11 +55,18 @@ class Replies:
 
     def expect(self, subject: str) -> tuple[str, asyncio.Future[Message]]:
         """The reply subject of a new request to `subject`, and where its answer will be."""
+        future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        return self._add(subject, future), future
+
+    def call(self, subject: str, callbacks: Callbacks) -> str:
+        """The reply subject of a new request to `subject` whose end is told by a call."""
+        return self._add(subject, callbacks)
+
+    def _add(self, subject: str, future: asyncio.Future[Message] | Callbacks) -> str:
         self._last += 1
         token = str(self._last)
-        future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         self._waiting[token] = _Waiting(subject, future)
-        return self._prefix + token, future
+        return self._prefix + token
 
     def forget(self, reply: str) -> None:
         """The requester waits no more."""

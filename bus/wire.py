@@ -16,8 +16,13 @@ import orjson
 from bus.client import Handshake
 from bus.parser import Headed, Parser, Plain, ProtocolBroken
 from bus.settings import NatsSettings
+from bus.socket import NO_DESCRIPTOR, descriptor_of, write_at_once
 
 PINGS_OUTSTANDING: Final = 2
+LAZY_S: Final = 0.002
+"""How long a command that nobody waits for may stay, to leave together with others."""
+CROWD_COMMANDS: Final = 4
+"""Commands within the join window from which on what follows a write is joined."""
 HEADERS_ROOM_BYTES: Final = 1 << 16
 """A message may be this much over `max_payload`: control line, and what a server adds to headers."""
 
@@ -46,10 +51,14 @@ class Wire(asyncio.Protocol):
         self._parser = Parser(plain, headed, control=self._control, fault=on_fault, limit_bytes=1 << 30)
         self._handshake: Handshake | None = None
         self._transport: asyncio.Transport | None = None
+        self._descriptor = NO_DESCRIPTOR
         self._out: list[bytes] = []
         self._scheduled = False
+        self._lazy_timer: asyncio.TimerHandle | None = None
         self._paused = False
-        self._flushed_at = 0.0
+        self._flushed_at = self._window_at = 0.0
+        self._sent = 0
+        self._crowded = False
         self._pongs: deque[asyncio.Future[None] | None] = deque()
         self._ping_timer: asyncio.TimerHandle | None = None
         self.pending_bytes = 0
@@ -71,6 +80,7 @@ class Wire(asyncio.Protocol):
     def _take_over(self, handshake: Handshake) -> None:
         self._handshake = handshake  # its StreamWriter closes the socket once it is forgotten
         self._transport, left, ended = handshake.take()
+        self._descriptor = descriptor_of(self._transport)
         self._transport.set_protocol(self)
         self._learn(handshake.server_info())
         self._ping_timer = self._loop.call_later(self._settings.ping_interval_s, self._ping_due)
@@ -145,32 +155,56 @@ class Wire(asyncio.Protocol):
             self._schedule()
 
     def send_now(self, command: bytes) -> None:
-        """Queue a command and write all that is queued: somebody waits for this one."""
+        """Queue a command and write all that is queued, unless a write was made just now: somebody waits for it."""
         self._out.append(command)
         self.pending_bytes += len(command)
-        if not self._join_s:
-            self._flush()
+        if not self._crowded or self._loop.time() - self._flushed_at >= self._join_s:
+            self._flush(at_once=True)
         elif not self._scheduled and not self._paused:
             self._schedule()
 
+    def send_lazy(self, command: bytes) -> None:
+        """Queue a command that goes with what comes next, or alone after `LAZY_S`."""
+        self._out.append(command)
+        self.pending_bytes += len(command)
+        if not self._scheduled and not self._paused and self._lazy_timer is None:
+            self._lazy_timer = self._loop.call_later(LAZY_S, self._lazy_due)
+
+    def _lazy_due(self) -> None:
+        self._lazy_timer = None
+        if not self._scheduled:
+            self._flush()
+
     def _schedule(self) -> None:
         self._scheduled = True
-        wait_s = self._flushed_at + self._join_s - self._loop.time() if self._join_s else 0.0
+        wait_s = self._flushed_at + self._join_s - self._loop.time() if self._crowded else 0.0
         if wait_s > 0:
             self._loop.call_later(wait_s, self._flush)
         else:
             self._loop.call_soon(self._flush)
 
-    def _flush(self) -> None:
+    def _flush(self, *, at_once: bool = False) -> None:
         self._scheduled = False
         if not self._out or self._transport is None or self._paused:
             return
+        if self._join_s:
+            self._count(len(self._out))
         data = b"".join(self._out) if len(self._out) > 1 else self._out[0]
         self._out.clear()
         self.pending_bytes = 0
-        if self._join_s:
-            self._flushed_at = self._loop.time()
-        self._transport.write(data)
+        if at_once:
+            write_at_once(self._transport, self._descriptor, data)
+        else:
+            self._transport.write(data)
+
+    def _count(self, commands: int) -> None:
+        """Joining costs every command some delay; it pays where many are sent in each window."""
+        now = self._flushed_at = self._loop.time()
+        self._sent += commands
+        passed_s = now - self._window_at
+        if passed_s >= self._join_s:
+            self._crowded = self._sent * self._join_s >= CROWD_COMMANDS * passed_s
+            self._window_at, self._sent = now, 0
 
     def pause_writing(self) -> None:
         """asyncio: the socket's buffer is full; what comes now waits in ours, which is bounded."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from gateway.affinity import Conversation, conversation_of
 from gateway.fleet import Model
 from schemas.errors import InvalidRequest
 from schemas.openai import check_body
@@ -40,6 +41,7 @@ class Ticket:
     deadline_at: float
     tenant: str | None = None
     traceparent: str | None = None
+    conversation: Conversation | None = None
 
 
 def admit(request: Request, op: str, *, request_id: str, tenant: str | None, timeout_s: float, now: float) -> Ticket:
@@ -60,6 +62,7 @@ def admit(request: Request, op: str, *, request_id: str, tenant: str | None, tim
         deadline_at=now + deadline_s,
         tenant=tenant,
         traceparent=_traceparent(headers),
+        conversation=conversation_of(op, checked.fields, size_bytes=len(request.body), tenant=tenant),
     )
 
 

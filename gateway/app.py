@@ -11,9 +11,12 @@ from bus.connection import Bus
 from bus.permissions import require_permissions
 from bus.topology import ensure
 from bus.watched import Tasks
+from gateway.agents import Agents
 from gateway.cors import Cors
 from gateway.inference import Inference
 from gateway.metrics import Metrics
+from gateway.modelevents import ModelEvents
+from gateway.modelpages import ModelPages
 from gateway.nodes import Queue
 from gateway.routes import House, Routes
 from gateway.settings import GatewaySettings
@@ -65,10 +68,11 @@ class Gateway:
         stack.push_async_callback(inference.stop)
         inference.start()
         self._watch_gauges(metrics, bus, watch, inference)
-        routes = Routes(self._house(bus, watch, inference, metrics, tasks))
+        events = ModelEvents(lambda: watch.fleet, settings.keep_alive_s)
+        routes = Routes(self._house(bus, watch, inference, metrics, tasks, events))
         limits = Limits(body_bytes=settings.body_bytes, connections=settings.connections)
         server = Server(routes.handle, limits=limits, refusal_headers=routes.headers)
-        stack.push_async_callback(self._close_server, server, inference)
+        stack.push_async_callback(self._close_server, server, inference, events)
         host, port = await server.start(*settings.address)
         log.info("listening", extra={"event": "listening", "host": host, "port": port, "gateway": inference.gateway})
         return host, port
@@ -80,8 +84,9 @@ class Gateway:
             self._grace_s = grace_s
         await self._stack.aclose()
 
-    async def _close_server(self, server: Server, inference: Inference) -> None:
+    async def _close_server(self, server: Server, inference: Inference, events: ModelEvents) -> None:
         """In the last part of the grace what still runs is told why it ends, before its connection is cut."""
+        events.stop()
         closing = asyncio.ensure_future(server.stop(self._grace_s + 1.0))
         done, _ = await asyncio.wait({closing}, timeout=self._grace_s)
         if not done:
@@ -93,12 +98,23 @@ class Gateway:
         wanted = fleet_topology(bus.names, replicas=nats.replicas, queue_limit_requests=nats.queue_limit_requests)
         await ensure(bus, wanted)
 
-    def _house(self, bus: Bus, watch: FleetWatch, inference: Inference, metrics: Metrics, tasks: Tasks) -> House:
+    def _house(
+        self,
+        bus: Bus,
+        watch: FleetWatch,
+        inference: Inference,
+        metrics: Metrics,
+        tasks: Tasks,
+        events: ModelEvents,
+    ) -> House:
         limit = self._settings.nats.queue_limit_requests
         return House(
             inference=inference,
             fleet=lambda: watch.fleet,
             queue=Queue(bus, lambda: watch.fleet, limit),
+            models=ModelPages(bus, lambda: watch.fleet),
+            events=events,
+            agents=Agents(bus),
             metrics=metrics,
             keyring=self._keyring,
             cors=Cors(self._settings.cors_origins),

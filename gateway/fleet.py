@@ -7,22 +7,24 @@ bucket came back empty.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Final, Literal, Protocol
+from typing import Final, Protocol
 
 from pydantic import ValidationError
 
-from schemas.node import Engine, Heartbeat
+from gateway.index import ModelIndex
+from gateway.serving import Loading, Model, ModelState, Offered, Serving
+from schemas.node import Heartbeat
 from schemas.topology import NODE_TTL_S
+
+__all__ = ["Fleet", "Loading", "Model", "ModelState", "Offered", "Roster", "Serving", "Sighting", "Value"]
 
 GONE_KEPT_S: Final = 60.0
 """For how long a node that went away, and what it served, is remembered."""
 NODES_LIMIT: Final = 10_000
 """Heartbeats that one view holds."""
-
-ModelState = Literal["ready", "loading", "unavailable", "gone"]
 
 
 class Value(Protocol):
@@ -49,69 +51,6 @@ class Sighting:
 
 
 @dataclass(frozen=True, slots=True)
-class Serving:
-    """One engine of one node that is there for a model."""
-
-    node: str
-    engine: Engine
-    draining: bool
-
-    @property
-    def ready(self) -> bool:
-        """It takes new requests."""
-        return self.engine.state == "ready" and not self.draining
-
-    @property
-    def hopeless(self) -> bool:
-        """It will not come up by itself: it is not tried again, or may not be started as things are."""
-        return self.engine.state == "crashed" and (self.engine.unfit or self.engine.next_retry_at is None)
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """A model and all that stands behind it on live nodes, or, if `gone`, what stood there last."""
-
-    model: str
-    created: int
-    servings: tuple[Serving, ...]
-    gone: bool = False
-    service_s: float | None = None
-    """Median time of a request, as the nodes measured it."""
-
-    @property
-    def slots_total(self) -> int:
-        """Slots of engines that are ready."""
-        return sum(one.engine.slots_total for one in self.servings if one.ready and not self.gone)
-
-    @property
-    def slots_busy(self) -> int:
-        """Of those, how many were busy at the last heartbeat."""
-        return sum(one.engine.slots_busy for one in self.servings if one.ready and not self.gone)
-
-    @property
-    def state(self) -> ModelState:
-        """`ready` if any engine takes requests; `unavailable` if none does and none will without help."""
-        if self.gone:
-            return "gone"
-        if any(one.ready for one in self.servings):
-            return "ready"
-        return "unavailable" if all(one.hopeless for one in self.servings) else "loading"
-
-    @property
-    def reason(self) -> str | None:
-        """Why it is not ready, in the words of the engine that is nearest to it."""
-        if self.state in ("ready", "gone"):
-            return "the node that served it has gone" if self.gone else None
-        ranks = {"starting": 0, "stopped": 1, "crashed": 2, "stopping": 3, "ready": 4}
-        nearest = min(self.servings, key=lambda one: (one.draining, one.hopeless, ranks[one.engine.state]))
-        if nearest.draining:
-            return f"node {nearest.node} is draining"
-        told = f": {nearest.engine.reason}" if nearest.engine.reason else ""
-        state = "not started" if nearest.engine.unfit else nearest.engine.state
-        return f"engine {state} on {nearest.node}{told}"
-
-
-@dataclass(frozen=True, slots=True)
 class Fleet:
     """All nodes and models at one moment."""
 
@@ -132,6 +71,8 @@ class Roster:
         self._lost_after_s = lost_after_s
         self._seen: dict[str, Sighting] = {}
         self._bad: dict[str, int] = {}
+        self._live = ModelIndex(gone=False)
+        self._lost = ModelIndex(gone=True)
         self._session_at = float("-inf")
 
     def session(self, now: float) -> None:
@@ -190,32 +131,13 @@ class Roster:
         edge = now - self._lost_after_s
         nodes = {one.beat.node: one for one in self._seen.values() if _lives(one, edge)}
         gone = {one.beat.node: one for one in self._seen.values() if one.beat.node not in nodes}
-        models = _models(nodes.values(), gone=False)
-        lost = {name: model for name, model in _models(gone.values(), gone=True).items() if name not in models}
-        self.fleet = Fleet(MappingProxyType(nodes), MappingProxyType(gone), MappingProxyType(models | lost), whole=True)
+        models = self._live.follow({name: one.beat for name, one in nodes.items()})
+        lost = self._lost.follow({name: one.beat for name, one in gone.items()})
+        if lost:
+            models = {**models, **{name: model for name, model in lost.items() if name not in models}}
+        self.fleet = Fleet(MappingProxyType(nodes), MappingProxyType(gone), MappingProxyType(models), whole=True)
         return self.fleet
 
 
 def _lives(one: Sighting, edge: float) -> bool:
     return one.moved_at >= edge
-
-
-def _models(sightings: Iterable[Sighting], *, gone: bool) -> dict[str, Model]:
-    servings: dict[str, list[Serving]] = {}
-    created: dict[str, float] = {}
-    times: dict[str, list[float]] = {}
-    for one in sightings:
-        beat = one.beat
-        for engine in beat.engines:
-            servings.setdefault(engine.model, []).append(Serving(beat.node, engine, beat.draining))
-            created[engine.model] = min(created.get(engine.model, beat.started_at), beat.started_at)
-            if beat.pressure.service_seconds_median is not None:
-                times.setdefault(engine.model, []).append(beat.pressure.service_seconds_median)
-    return {
-        name: Model(name, int(created[name]), tuple(each), gone, _middle(times.get(name)))
-        for name, each in sorted(servings.items())
-    }
-
-
-def _middle(values: list[float] | None) -> float | None:
-    return sorted(values)[len(values) // 2] if values else None

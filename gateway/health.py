@@ -29,12 +29,12 @@ def ready(connected: bool, fleet: Fleet, stopping: bool) -> Verdict:
 
 
 def serving(connected: bool, fleet: Fleet, stopping: bool) -> Verdict:
-    """`/health` in llama-server's shape: ok once some model can answer."""
+    """`/health` in llama-server's shape: ok once some model can answer, be it after a load."""
     status, told = ready(connected, fleet, stopping)
     if status != 200:
         return 503, _llama(str(told["reason"]))
     states = [model.state for model in fleet.models.values()]
-    if "ready" in states:
+    if "ready" in states or "unloaded" in states:
         return 200, {"status": "ok"}
     return 503, _llama("Loading model" if "loading" in states else "no node serves a model")
 

@@ -16,11 +16,15 @@ from bus.watched import Tasks
 from gateway import credit, router, trace
 from gateway.admission import Ticket, retry_after_s
 from gateway.answer import Answer
+from gateway.demand import Demands, Supply, Waiting
 from gateway.fleet import Fleet
 from gateway.metrics import Metrics
+from gateway.offering import TOO_SLOW, Offering
+from gateway.poison import Poison
 from gateway.settings import GatewaySettings
 from gateway.stream import Stream
 from gateway.submission import Line
+from schemas.demand import Demand
 from schemas.errors import BusUnavailable, LineFull, PunaError, RateLimited, Unavailable
 from schemas.frame import ACCEPT, GONE, BadFrame
 from schemas.reply import Cancel, encode_credit
@@ -50,7 +54,10 @@ class Inference:
         self._count = 0
         self._cut = len(bus.names.reply(self.gateway, ""))
         self._tasks = Tasks()
-        self._line = Line(bus, settings, self.gateway)
+        self._line = Line(bus, settings, self.gateway, self._tasks, self._refused)
+        self._offering = Offering(bus, settings, self._line, fleet, metrics, self._streams.get, self.fall_back)
+        self._demands = Demands(settings.spill_after_s, self._demand)
+        self._poison = Poison(bus, self._tasks)
         self._credit_due = 0.0
         self._ticker: asyncio.TimerHandle | None = None
 
@@ -58,6 +65,9 @@ class Inference:
         """Listen for frames and begin to tick."""
         self._bus.subscribe_raw(self._bus.names.replies(self.gateway), self._frame)
         self._bus.on_session(self._session)
+        self._poison.start()
+        self._metrics.watch("suspects", "Requests that are known to have killed engines.", lambda: len(self._poison))
+        self._metrics.watch("affinity_entries", "Conversations whose engine is known.", lambda: len(self._offering))
         self._ticker = self._loop.call_later(TICK_S, self._tick)
 
     async def stop(self) -> None:
@@ -68,6 +78,7 @@ class Inference:
         for stream in tuple(self._streams.values()):
             self.withdraw(stream)
             stream.fail(Unavailable("this gateway is shutting down", retry_after_s=1))
+        await self._poison.stop()
         await self._tasks.stop()
 
     @property
@@ -90,21 +101,21 @@ class Inference:
         if len(self._streams) >= self._settings.requests_limit:
             limit = self._settings.requests_limit
             raise RateLimited(f"this gateway holds {limit} requests, its limit; try again soon", retry_after_s=1)
-        route = router.decide(ticket.model, ticket.lane, self._fleet())
+        fleet, model = self._fleet(), ticket.model
+        route = router.decide(model, ticket.lane, fleet)
         if isinstance(route, router.Refuse):
             raise route.error
+        deaths = self._poison.deaths(ticket)
         self._count += 1
-        stream = Stream(ticket, f"{self.gateway}-{self._count:x}", Answer(exchange, ticket.op, headers), self)
-        stream.held = route.reason if isinstance(route, router.Hold) else None
-        self._streams[stream.token] = stream
+        token, answer = f"{self.gateway}-{self._count:x}", Answer(exchange, ticket.op, headers)
+        stream = self._streams[token] = Stream(ticket, token, answer, self, deaths=deaths)
+        stream.held = route.loading if isinstance(route, router.Hold) else None
         exchange.on_closed = stream.left
-        self._submit(stream)
-        if route.demand:
-            self._demand(ticket.model)
-
-    def _submit(self, stream: Stream) -> None:
-        stream.submission += 1
-        self._tasks.start(f"submit-{stream.ticket.wire_id}", self._line.enter(stream, self._refused))
+        if not self._offering.offer(stream):
+            self._line.enter(stream)
+            if isinstance(route, router.Hold):
+                self._demands.arrived(model, Supply.of(fleet.models.get(model)), ticket.arrived_at)
+        self._offering.prepare(stream)
 
     def _refused(self, stream: Stream, error: PunaError) -> None:
         if isinstance(error, LineFull):
@@ -113,8 +124,13 @@ class Inference:
             error = LineFull(error.message, retry_after_s=wait_s)
         stream.fail(error)
 
-    def _demand(self, model: str) -> None:
-        self._send(self._bus.names.demand(model), b"")
+    def _demand(self, model: str, demand: Demand) -> bool:
+        if not self._send(self._bus.names.demand(model), demand.encode()):
+            return False
+        self._metrics.demands.labels(demand.kind).inc()
+        facts = {"event": "demand", "model": model, "kind": demand.kind, "waiting": demand.waiting}
+        log.info("demand", extra=facts | {"oldest_s": round(demand.oldest_s, 1)})
+        return True
 
     # -- frames ------------------------------------------------------------------------------------------------------
     def _frame(self, subject: str, reply: str, payload: bytes) -> None:
@@ -136,19 +152,37 @@ class Inference:
 
     def withdraw(self, stream: Stream) -> None:
         """Take the present epoch back. A message whose ack is still on its way is deleted when it comes."""
-        if stream.node is not None:
+        node = stream.offer.node if stream.offer is not None and stream.waiting else stream.node
+        if node is not None:
             order = Cancel(request=stream.ticket.wire_id, epoch=stream.epoch)
-            self._send(self._bus.names.node(stream.node, "cancel"), order.encode())
+            self._send(self._bus.names.node(node, "cancel"), order.encode())
         elif stream.line_sequence is not None:
             sequence, stream.line_sequence = stream.line_sequence, None
-            self._tasks.start(f"leave-{stream.ticket.wire_id}", self._line.leave(sequence))
+            self._line.leave(sequence)
 
     def again(self, stream: Stream, why: PunaError) -> None:
         """The stream's next epoch goes into the line."""
         self._metrics.retries.labels(why.code).inc()
         facts = {"event": "request_tried_again", "request": stream.ticket.wire_id, "epoch": stream.epoch}
         log.info("request_tried_again", extra=facts | {"why": why.code})
-        self._submit(stream)
+        self._line.enter(stream)
+
+    def taken(self, stream: Stream) -> None:
+        """Its conversation's engine answers it."""
+        self._offering.taken(stream)
+
+    def fall_back(self, stream: Stream, why: str) -> None:
+        """An offer came to nothing: nobody waits for it a moment longer."""
+        self._offering.refused(stream, why)
+        if why == TOO_SLOW:
+            self.withdraw(stream)
+        stream.next_epoch()
+        self._line.enter(stream)
+
+    def engine_died(self, stream: Stream, why: str) -> None:
+        """All gateways shall know."""
+        self._metrics.deaths.inc()
+        self._poison.died(stream.ticket, stream.deaths, node=stream.node, why=why)
 
     def credit(self, stream: Stream) -> None:
         """Tell the node at once what it need not keep any longer."""
@@ -161,7 +195,11 @@ class Inference:
         self._streams.pop(stream.token, None)
         stream.answer.forget()
         if stream.in_store:
-            self._tasks.start(f"clear-{stream.ticket.wire_id}", self._line.clear(stream.ticket.wire_id))
+            self._line.clear(stream.ticket.wire_id)
+        if stream.outcome == "ok":
+            self._offering.learn(stream)
+            if stream.deaths:
+                self._poison.survived(stream.ticket)
         self._metrics.ended(stream)
         log.info("request", extra={"event": "request"} | trace.facts(stream, self._loop.time()))
 
@@ -184,6 +222,7 @@ class Inference:
         now, connected = self._loop.time(), self._bus.connected
         for stream in tuple(self._streams.values()):
             stream.tick(now, TICK_S, connected)
+        self._line.tick(now)
         if now >= self._credit_due and connected:
             self._credit_due = now + credit.CREDIT_EVERY_S
             self._give_credit()
@@ -194,20 +233,20 @@ class Inference:
             self._send(self._bus.names.node(node, "credit"), message)
 
     def _look_after_waiting(self, now: float) -> None:
-        fleet, wanted = self._fleet(), set[str]()
+        fleet, waiting = self._fleet(), dict[str, Waiting]()
         for stream in tuple(self._streams.values()):
             if not stream.waiting:
                 continue
-            model = stream.ticket.model
+            model, waited_s = stream.ticket.model, now - stream.ticket.arrived_at
             stream.held = router.held(model, fleet)
             error = router.hopeless(model, fleet)
             if error is not None:
                 self.withdraw(stream)
                 stream.fail(error)
-            elif now - stream.ticket.arrived_at >= self._settings.spill_after_s:
-                wanted.add(model)
-        for model in wanted:
-            self._demand(model)
+                continue
+            so_far = waiting.get(model, Waiting(0, 0.0))
+            waiting[model] = Waiting(so_far.count + 1, max(so_far.oldest_s, waited_s))
+        self._demands.tick(waiting, lambda model: Supply.of(fleet.models.get(model)), now)
 
     async def _session(self) -> None:
         """A new session: workers may send again from the last credit, and the line may have lost what waited."""
@@ -216,5 +255,8 @@ class Inference:
         self._give_credit()
         waiting = [stream for stream in self._streams.values() if stream.waiting]
         for stream in waiting:
-            self._submit(stream)
+            if stream.offered:
+                self.fall_back(stream, "session_lost")
+            else:
+                self._line.enter(stream)
         self._metrics.republished.inc(len(waiting))

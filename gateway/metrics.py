@@ -35,7 +35,7 @@ class Metrics:
             registry=registry,
         )
         self._attempts = Counter(
-            "puna_gateway_attempts_total", "Tries of requests, each an entry into a line.", ("op",), registry=registry
+            "puna_gateway_attempts_total", "Tries of requests, the first among them.", ("op",), registry=registry
         )
         self.retries = Counter(
             "puna_gateway_retries_total", "Requests given to another worker, by why.", ("why",), registry=registry
@@ -57,6 +57,24 @@ class Metrics:
         self.unsent = Counter(
             "puna_gateway_unsent_total", "Control messages not sent for want of a session.", registry=registry
         )
+        self.affinity = Counter(
+            "puna_gateway_affinity_total",
+            "Turns of conversations offered to the engine that holds them: offered, accepted, fell_back into the line; "
+            "stale: the engine had far less in its cache than expected.",
+            ("result",),
+            registry=registry,
+        )
+        self.affinity_tokens = Counter(
+            "puna_gateway_affinity_cached_tokens_total",
+            "Prompt tokens of accepted offers that came out of the cache.",
+            registry=registry,
+        )
+        self.demands = Counter(
+            "puna_gateway_demands_total", "Demand signals sent, by kind: cold, spill.", ("kind",), registry=registry
+        )
+        self.deaths = Counter(
+            "puna_gateway_engine_deaths_total", "Engines that died while they worked on a request.", registry=registry
+        )
         self.refusals = Counter(
             "puna_gateway_refusals_total", "Requests refused at the door, by error code.", ("code",), registry=registry
         )
@@ -69,7 +87,7 @@ class Metrics:
         """Count a request that is over."""
         ticket, now = stream.ticket, self._clock()
         self._requests.labels(ticket.op, self._model(ticket.model), _class(stream.answer.status)).inc()
-        self._attempts.labels(ticket.op).inc(stream.epoch)
+        self._attempts.labels(ticket.op).inc(stream.tries)
         self._duration.labels(ticket.op).observe(max(now - ticket.arrived_at, 0))
         self._bytes.inc(stream.bytes_out)
         self._frames.inc(stream.data_frames)

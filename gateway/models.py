@@ -14,7 +14,7 @@ OWNER = "puna"
 
 
 def listing(fleet: Fleet) -> dict[str, Any]:
-    """All models that a live node serves."""
+    """All models that a live node serves, or has on its disk."""
     return {"object": "list", "data": [entry(model) for model in fleet.models.values() if not model.gone]}
 
 
@@ -38,10 +38,9 @@ def entry(model: Model) -> dict[str, Any]:
         "puna": {
             "state": model.state,
             "reason": model.reason,
-            "progress": max((one.engine.progress or 0.0 for one in model.servings), default=None)
-            if model.state == "loading"
-            else None,
-            "nodes": sorted({one.node for one in model.servings}),
+            "progress": model.loading.progress if model.loading else None,
+            "eta_s": model.loading.eta_s if model.loading else None,
+            "nodes": list(model.nodes),
             "slots_total": model.slots_total,
             "slots_busy": model.slots_busy,
         },

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from bus.connection import Bus
 from bus.topology import waiting
+from gateway.candidates import asked_by_bus
 from gateway.fleet import Fleet, Model, Sighting
 from schemas.errors import NotFound
 from schemas.subjects import LANES
@@ -38,6 +39,8 @@ def entry(sighting: Sighting, fleet: Fleet, now: float) -> dict[str, Any]:
         state, reason = "gone", "its heartbeat has stopped"
     elif beat.draining:
         state, reason = "draining", "it takes no new requests"
+    elif not asked_by_bus(beat):
+        state, reason = "reported", "it reports by HTTP and takes no work from the line"
     elif not any(engine.state == "ready" for engine in beat.engines):
         state, reason = "not ready", "none of its engines is ready" if beat.engines else "it has no engine"
     judged = {"id": beat.node, "object": "node", "state": state, "reason": reason}
@@ -67,11 +70,17 @@ class Queue:
                     for model in self._fleet().models.values()
                     for lane in LANES
                 ]
-                self._known = {"object": "list", "data": rows}
+                self._known = {"object": "list", "data": rows, **self._at_the_nodes()}
                 self._known_until = loop.time() + QUEUE_CACHED_S
         return self._known
 
+    def _at_the_nodes(self) -> dict[str, int]:
+        """Requests that have left the lines, by the last heartbeats: in engines, and held for one that starts."""
+        pressures = [one.beat.pressure for one in self._fleet().nodes.values()]
+        return {"active": sum(each.active for each in pressures), "held": sum(each.waiting for each in pressures)}
+
     def _row(self, model: Model, lane: str, count: int) -> dict[str, Any]:
+        starting = sum(one.engine.state == "starting" for one in model.servings) if not model.gone else 0
         return {
             "object": "queue",
             "model": model.model,
@@ -80,6 +89,7 @@ class Queue:
             "limit": self._limit,
             "slots_total": model.slots_total,
             "slots_busy": model.slots_busy,
+            "engines_starting": starting,
             "state": model.state,
             "reason": model.reason,
         }

@@ -6,29 +6,30 @@ import difflib
 from dataclasses import dataclass
 from typing import Final
 
-from gateway.fleet import Fleet, Model
-from schemas.errors import ModelNotFound, PunaError, Unavailable
+from gateway.fleet import Fleet, Loading, Model
+from schemas.errors import ModelLoading, ModelNotFound, PunaError, Unavailable
 from schemas.topology import HEARTBEAT_S
 
 UNAVAILABLE_RETRY_S: Final = 30.0
 """Somebody has to mend something first: a file, a setting, memory."""
+LOADING_RETRY_S: Final = 5.0
+"""While nobody can tell how long a load will take."""
+_RETRY_MOST_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Into the model's line. `demand`: no ready slot is free now, so cold nodes may be asked as well."""
+    """Into the model's line: engines that take from it are there."""
 
     lane: str
-    demand: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Into the line too, but nobody takes from it yet: `reason` says what is waited for."""
+    """Into the line too, but nobody takes from it yet: `loading` says what is waited for."""
 
     lane: str
-    reason: str
-    demand: bool = True
+    loading: Loading
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +59,10 @@ def decide(model: str, lane: str, fleet: Fleet) -> Route:
     return Refuse(_not_found(model, fleet))
 
 
-def held(model: str, fleet: Fleet) -> str | None:
+def held(model: str, fleet: Fleet) -> Loading | None:
     """Why nobody takes a waiting request for `model`, or nothing: a slot will do."""
     known = fleet.models.get(model)
-    return (known.reason or known.state) if known is not None and known.state != "ready" else None
+    return None if known is None else known.loading
 
 
 def hopeless(model: str, fleet: Fleet) -> PunaError | None:
@@ -74,12 +75,20 @@ def hopeless(model: str, fleet: Fleet) -> PunaError | None:
     return Unavailable(f"model {model!r}: the node that served it has gone and has not come back", retry_after_s=10)
 
 
+def not_in_time(model: str, waited_s: float, loading: Loading) -> ModelLoading:
+    """The error of a request whose deadline came while its model was not there."""
+    retry_s = LOADING_RETRY_S if loading.eta_s is None else min(max(loading.eta_s, 1.0), _RETRY_MOST_S)
+    error = ModelLoading(
+        f"model {model!r} was not ready within {waited_s:.3g} s: {loading.text}", retry_after_s=retry_s
+    )
+    error.loading = loading.told()
+    return error
+
+
 def _into_line(model: Model, lane: str) -> Route:
-    if model.state == "ready":
-        return Line(lane, demand=model.slots_busy >= model.slots_total)
     if model.state == "unavailable":
         return Refuse(_unavailable(model))
-    return Hold(lane, model.reason or model.state)
+    return Line(lane) if model.loading is None else Hold(lane, model.loading)
 
 
 def _unavailable(model: Model) -> Unavailable:

@@ -1,9 +1,9 @@
-"""Which page answers which path. Plain calls out of the HTTP server's callback; only `/v1/queue` asks."""
+"""Which page answers which path. Plain calls out of the HTTP server's callback; pages that ask NATS get a task."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote
@@ -11,12 +11,15 @@ from urllib.parse import quote
 import orjson
 
 from bus.watched import Tasks
-from gateway import health, metrics, models, nodes
+from gateway import discovery, health, metrics, models, nodes
 from gateway.admission import admit
+from gateway.agents import Agents
 from gateway.cors import Cors
 from gateway.fleet import Fleet
 from gateway.inference import Inference
 from gateway.metrics import Metrics
+from gateway.modelevents import ModelEvents
+from gateway.modelpages import ModelPages
 from gateway.nodes import Queue
 from schemas.errors import MethodNotAllowed, NotFound, PunaError
 from schemas.request import OPS
@@ -36,6 +39,9 @@ _MODEL: Final = "/v1/models/"
 _NODE: Final = "/v1/nodes/"
 _PATH_SHOWN_CHARS: Final = 80
 
+Page = Callable[[Exchange, list[Header]], None]
+Answer = Coroutine[Any, Any, Any]
+
 
 @dataclass(frozen=True, slots=True)
 class House:
@@ -44,6 +50,9 @@ class House:
     inference: Inference
     fleet: Callable[[], Fleet]
     queue: Queue
+    models: ModelPages
+    events: ModelEvents
+    agents: Agents
     metrics: Metrics
     keyring: Keyring
     cors: Cors
@@ -60,12 +69,23 @@ class Routes:
 
     def __init__(self, house: House) -> None:
         self._house = house
-        self._pages: dict[str, Callable[[Exchange, list[Header]], None]] = {
+        self._pages: dict[str, Page] = {
             "/v1/models": self._models,
             "/v1/nodes": self._nodes,
             "/v1/queue": self._queue,
+            "/models": self._router_models,
+            "/models/sse": self._model_events,
+            "/props": self._engine_page,
+            "/slots": self._engine_page,
+            "/sd/prometheus": self._discovery,
             "/metrics": self._metrics,
             **dict.fromkeys(PROBES, self._probe),
+        }
+        self._orders: dict[str, Callable[[bytes], Answer]] = {
+            "/models/load": house.models.load,
+            "/models/unload": house.models.unload,
+            "/v1/nodes/register": house.agents.register,
+            "/v1/nodes/heartbeat": house.agents.heartbeat,
         }
 
     def handle(self, exchange: Exchange) -> None:
@@ -77,6 +97,8 @@ class Routes:
                 exchange.respond(204, b"", headers=[*headers, *self._house.cors.preflight(request.headers)])
             elif (op := POSTS.get(request.path)) is not None:
                 self._infer(exchange, op, headers)
+            elif (order := self._orders.get(request.path)) is not None:
+                self._order(exchange, order, headers)
             else:
                 self._page(exchange, headers)
         except PunaError as error:
@@ -106,7 +128,12 @@ class Routes:
             self._house.keyring.check(exchange.request.headers)
         page(exchange, headers)
 
-    def _page_below(self, path: str) -> Callable[[Exchange, list[Header]], None] | None:
+    def _order(self, exchange: Exchange, order: Callable[[bytes], Answer], headers: list[Header]) -> None:
+        self._expect_method(exchange, headers, "POST")
+        self._house.keyring.check(exchange.request.headers)
+        self._later(exchange, order(exchange.request.body), headers)
+
+    def _page_below(self, path: str) -> Page | None:
         if path.startswith(_MODEL) and len(path) > len(_MODEL):
             return self._model
         if path.startswith(_NODE) and len(path) > len(_NODE):
@@ -140,13 +167,36 @@ class Routes:
         _json(exchange, 200, nodes.one(self._house.fleet(), node, self._house.clock()), headers)
 
     def _queue(self, exchange: Exchange, headers: list[Header]) -> None:
-        self._house.tasks.start("page-queue", self._queue_later(exchange, headers))
+        self._later(exchange, self._house.queue.listing(), headers)
 
-    async def _queue_later(self, exchange: Exchange, headers: list[Header]) -> None:
+    def _router_models(self, exchange: Exchange, headers: list[Header]) -> None:
+        _json(exchange, 200, self._house.models.listing(), headers)
+
+    def _model_events(self, exchange: Exchange, headers: list[Header]) -> None:
+        self._house.events.listen(exchange, headers)
+
+    def _engine_page(self, exchange: Exchange, headers: list[Header]) -> None:
+        request = exchange.request
+        self._later(exchange, self._house.models.engine_page(request.path, request.query), headers)
+
+    def _discovery(self, exchange: Exchange, headers: list[Header]) -> None:
+        _json(exchange, 200, discovery.targets(self._house.fleet()), headers)
+
+    def _later(self, exchange: Exchange, answer: Answer, headers: list[Header]) -> None:
+        self._house.tasks.start(f"page {exchange.request.path}", self._answered(exchange, answer, headers))
+
+    async def _answered(self, exchange: Exchange, answer: Answer, headers: list[Header]) -> None:
+        """What the page comes to, as JSON, or as it is if it is bytes; an answer is due whatever happens."""
         try:
-            _json(exchange, 200, await self._house.queue.listing(), headers)
+            told = await answer
         except PunaError as error:
             self._refuse(exchange, error, headers)
+        except Exception:
+            self._refuse(exchange, PunaError("the page failed; the gateway's log says where"), headers)
+            raise
+        else:
+            body = told if isinstance(told, bytes) else orjson.dumps(told)
+            exchange.respond(200, body, headers=headers)
 
     def _metrics(self, exchange: Exchange, headers: list[Header]) -> None:
         exchange.respond(200, self._house.metrics.text(), content_type=metrics.CONTENT_TYPE, headers=headers)
@@ -163,5 +213,5 @@ class Routes:
         _json(exchange, status, told, headers)
 
 
-def _json(exchange: Exchange, status: int, told: dict[str, Any], headers: list[Header]) -> None:
+def _json(exchange: Exchange, status: int, told: Any, headers: list[Header]) -> None:
     exchange.respond(status, orjson.dumps(told), headers=headers)

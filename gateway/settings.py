@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, f
 
 from bus.settings import NatsSettings
 from schemas.config import words
+from schemas.demand import SPILL_AFTER_S
 from schemas.request import DEADLINE_DEFAULT_S, DEADLINE_LIMIT_S
 from web.address import split_address
 from web.keys import Keyring, keys_for
@@ -40,8 +41,13 @@ class GatewaySettings(BaseModel):
     """Deadline of a request whose client names none."""
     keep_alive_s: float = Field(default=15.0, gt=0)
     """Between two SSE comments to a stream that waits."""
-    spill_after_s: float = Field(default=1.0, gt=0)
-    """A request that has waited this long asks cold nodes for help."""
+    spill_after_s: float = Field(default=SPILL_AFTER_S, gt=0)
+    """A request that has waited this long, while more wait than slots are free or on their way, asks for one more
+    engine of its model."""
+    affinity: bool = True
+    """The next turn of a conversation is offered first to the engine that holds its prompt in its cache."""
+    affinity_wait_ms: float = Field(default=50.0, gt=0, le=1000)
+    """How long that engine may take to accept before the turn goes into the line."""
     bus_wait_s: float = Field(default=2.0, ge=0)
     """A new request waits this long for a NATS session before it is refused with 503."""
     tries: int = Field(default=3, ge=1, le=10)

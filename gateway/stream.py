@@ -7,20 +7,26 @@ Rules
   `accept` again is `go` again: our answer was lost (one without a mark only while nothing came after it).
 - As long as the client has seen nothing of the answer, a lost worker or a retryable failure means the next epoch.
   Afterwards it means an error event: a second try would say other words.
+- An epoch that was offered to one node and not accepted is no try: the next one goes into the line at once.
 - `frame` with kind `data` is the hot path: a split, two compares and a write.
 """
 
 from __future__ import annotations
 
-from typing import Final, Literal, Protocol
+from typing import Final, Literal
 
 import orjson
 
 from gateway import trace
 from gateway.admission import Ticket
+from gateway.affinity import Home
 from gateway.answer import SSE, Answer
+from gateway.owner import Owner
+from gateway.poison import poisoned
+from gateway.serving import Loading
 from gateway.silence import KeepAlive, Silence
-from schemas.errors import EngineFailed, PunaError, WorkerLost
+from gateway.verdict import Progress, is_death, judge
+from schemas.errors import EngineFailed, ModelLoading, PunaError, WorkerLost
 from schemas.frame import ACCEPT, DATA, END, ERROR, GO, GONE, HEAD_LIMIT_BYTES, LOST_AFTER_S, OPEN, BadFrame
 from schemas.reply import Accept, End, Failure, Open
 from web.headers import retry_headers
@@ -34,38 +40,6 @@ CREDIT_AFTER_BYTES: Final = 256 << 10
 """An answer that is gathered here is credited each time it has grown so much: a worker keeps 1 MiB and then waits."""
 
 Outcome = Literal["ok", "refused", "failed", "lost", "deadline", "left"]
-
-
-class Owner(Protocol):
-    """What a stream asks of whoever holds it."""
-
-    tries: int
-    answer_bytes: int
-    keep_alive_s: float
-
-    def reply(self, subject: str, word: bytes) -> bool:
-        """Answer an `accept`. False: it could not be sent."""
-        ...
-
-    def withdraw(self, stream: Stream) -> None:
-        """Take the present epoch back: from the node that has it, or from the line."""
-        ...
-
-    def again(self, stream: Stream, why: PunaError) -> None:
-        """The stream has a new epoch: into the line with it."""
-        ...
-
-    def credit(self, stream: Stream) -> None:
-        """Tell the node at once what it need not keep any longer."""
-        ...
-
-    def ended(self, stream: Stream) -> None:
-        """Nothing more will come of it."""
-        ...
-
-    def clock(self) -> float:
-        """The loop's time in seconds."""
-        ...
 
 
 class Stream:
@@ -88,8 +62,10 @@ class Stream:
         "bytes_out",
         "credited",
         "data_frames",
+        "deaths",
         "duplicates",
         "end",
+        "engine",
         "epoch",
         "error_code",
         "first_data_at",
@@ -98,21 +74,28 @@ class Stream:
         "line_sequence",
         "next_seq",
         "node",
+        "offer",
         "outcome",
         "submission",
         "ticket",
         "token",
+        "tries",
     )
 
-    def __init__(self, ticket: Ticket, token: str, answer: Answer, owner: Owner) -> None:
+    def __init__(self, ticket: Ticket, token: str, answer: Answer, owner: Owner, *, deaths: int = 0) -> None:
         self.ticket = ticket
         self.token = token
         """The last part of the subject that its frames come on."""
         self.answer = answer
         self.outcome: Outcome | None = None
         self.error_code: str | None = None
-        self.held: str | None = None
-        """Why nobody takes it from the line yet."""
+        self.held: Loading | None = None
+        """What keeps everybody from taking it from the line."""
+        self.deaths = deaths
+        """Engines that died of it, in earlier lives of the same request too."""
+        self.offer: Home | None = None
+        """The engine that this epoch was offered to, because it holds the conversation."""
+        self.tries = 1
         self.in_store = False
         """Its body is in the object store."""
         self.submission = 0
@@ -131,6 +114,7 @@ class Stream:
     def _fresh_epoch(self) -> None:
         self._epoch_text = b"%d" % self.epoch
         self.node: str | None = None
+        self.engine = ""
         self.line_sequence: int | None = None
         self.next_seq = 0
         self.credited = 0
@@ -153,6 +137,11 @@ class Stream:
     def waiting(self) -> bool:
         """No worker has it."""
         return self.node is None and self.outcome is None
+
+    @property
+    def offered(self) -> bool:
+        """One node was offered it, and has not accepted it yet."""
+        return self.offer is not None and self.waiting
 
     # -- frames ------------------------------------------------------------------------------------------------------
     def frame(self, raw: bytes, reply: str) -> None:
@@ -212,12 +201,14 @@ class Stream:
 
     def _bind(self, epoch: bytes, payload: bytes, reply: str) -> None:
         """From now on only frames with the mark of this `accept` count."""
-        node = Accept.decode(payload).node
+        who = Accept.decode(payload)
         if self._owner.reply(reply, GO):
-            self.node, self._accepted, self._epoch_text = node, payload, epoch
+            self.node, self.engine, self._accepted, self._epoch_text = who.node, who.engine, payload, epoch
             self.next_seq = 1
             self._silence.broken(1)
             self.accepted_at = self._owner.clock()
+            if self.offer is not None:
+                self._owner.taken(self)
 
     def _first(self, payload: bytes) -> None:
         head = self._open or Open(content_type=SSE if self.ticket.stream else "application/json")
@@ -261,9 +252,22 @@ class Stream:
         self._over("ok" if head.status < 400 else "refused" if head.status < 500 else "failed")
 
     def _error(self, failure: Failure) -> None:
-        if failure.retryable and self._may_try_again:
+        if is_death(failure):
+            self.deaths += 1
+            self._owner.engine_died(self, failure.as_error().message)
+        tries_left = self._owner.tries - self.tries
+        verdict = judge(failure, Progress(self.offered, self._flowing, tries_left, self.deaths))
+        if verdict == "again":
             self._again(failure.as_error())
-            return
+        elif verdict == "line":
+            self._owner.fall_back(self, failure.code)
+        elif verdict == "poisoned":
+            self.fail(poisoned(failure.as_error().message))
+        else:
+            self._pass_on(failure)
+
+    def _pass_on(self, failure: Failure) -> None:
+        """The client hears of it in the words of the node, or of its engine."""
         self.error_code = failure.code
         if failure.body is None or "error" not in failure.body:
             error = failure.as_error()
@@ -286,19 +290,27 @@ class Stream:
 
     @property
     def _may_try_again(self) -> bool:
-        return not self._flowing and self.epoch < self._owner.tries
+        return not self._flowing and self.tries < self._owner.tries
 
     def _again(self, why: PunaError) -> None:
+        self.tries += 1
+        self.next_epoch()
+        self._owner.again(self, why)
+
+    def next_epoch(self) -> None:
+        """Nothing of the present one counts any more."""
         self.epoch += 1
+        self.offer = None
         self.bytes_out = self.data_frames = 0
         self._fresh_epoch()
-        self._owner.again(self, why)
 
     def fail(self, error: PunaError, outcome: Outcome = "failed") -> None:
         """Tell the client, in the way that is still open, and be done."""
         if self.done:
             return
         self.error_code = error.code
+        if isinstance(error, ModelLoading) and error.loading is None and self.held is not None:
+            error.loading = self.held.told()
         trace.add_headers(self, self._owner.clock())
         self.answer.fail(error)
         self._over("refused" if error.http_status < 500 else outcome)

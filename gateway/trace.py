@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from schemas.errors import DeadlineExceeded, ModelLoading, PunaError
+from gateway.router import not_in_time
+from schemas.errors import DeadlineExceeded, PunaError
 
 if TYPE_CHECKING:
     from gateway.stream import Stream
@@ -31,12 +32,11 @@ def add_headers(stream: Stream, now: float) -> None:
 def too_late(stream: Stream) -> PunaError:
     """The error of a request whose deadline has come: what it waited for."""
     ticket = stream.ticket
-    waited = f"{ticket.deadline_at - ticket.arrived_at:.3g} s"
-    if stream.node is None and stream.held:
-        text = f"model {ticket.model!r} was not ready within {waited}: {stream.held}"
-        return ModelLoading(text, retry_after_s=5)
+    waited_s = ticket.deadline_at - ticket.arrived_at
+    if stream.node is None and stream.held is not None:
+        return not_in_time(ticket.model, waited_s, stream.held)
     state = f"node {stream.node} was at work on it" if stream.node else "it still waited for a free slot"
-    return DeadlineExceeded(f"the request's {waited} have passed; {state}")
+    return DeadlineExceeded(f"the request's {waited_s:.3g} s have passed; {state}")
 
 
 def facts(stream: Stream, now: float) -> dict[str, Any]:
@@ -54,10 +54,19 @@ def facts(stream: Stream, now: float) -> dict[str, Any]:
         "status": stream.answer.status or 499,
         "error": stream.error_code,
         "node": stream.node,
-        "tries": stream.epoch,
+        "engine": stream.engine or None,
+        "affinity": _affinity(stream),
+        "tries": stream.tries,
         "queue_ms": round(queue_ms(stream, now), 1),
         "ttft_ms": round((first - ticket.arrived_at) * 1000, 1) if first is not None else None,
         "total_ms": round((now - ticket.arrived_at) * 1000, 1),
         "bytes_out": stream.bytes_out,
         "frames": stream.data_frames,
     }
+
+
+def _affinity(stream: Stream) -> str | None:
+    """Whether the conversation's own engine answered."""
+    if stream.offer is not None:
+        return "accepted" if stream.node is not None else "offered"
+    return "fell back" if stream.epoch > stream.tries else None

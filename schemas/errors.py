@@ -6,6 +6,7 @@ request can succeed elsewhere or later (`retryable`). The text is for a person: 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import orjson
@@ -145,9 +146,17 @@ class Unavailable(PunaError):
 
 
 class ModelLoading(Unavailable):
-    """The model is being loaded or switched to and took longer than the request may wait."""
+    """The model is being loaded or switched to and took longer than the request may wait. `loading` stands beside
+    `error` in the body: `state`, `reason`, `progress` (0 to 1) and `eta_s`, as far as they are known."""
 
     code = "model_loading"
+    loading: Mapping[str, str | float | None] | None = None
+
+    def body(self) -> bytes:
+        """The error in OpenAI's shape, and what is being waited for beside it."""
+        if self.loading is None:
+            return super().body()
+        return orjson.dumps({**orjson.loads(super().body()), "loading": self.loading})
 
 
 class BusUnavailable(Unavailable):

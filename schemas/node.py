@@ -8,6 +8,27 @@ from typing import Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 EngineState = Literal["stopped", "starting", "ready", "stopping", "crashed"]
+ReasonCode = Literal[
+    "loading",
+    "adopting",
+    "self-terminated",
+    "killed",
+    "out-of-memory",
+    "failed-to-start",
+    "start-timeout",
+    "port-taken",
+    "hang",
+    "process-not-found",
+    "model-unfit",
+    "breaker",
+    "idle",
+    "evicted",
+    "user-requested",
+    "restart",
+    "shutdown",
+]
+"""Why an engine is in its state, for programs; the closed list. `killed`: by SIGKILL, and not by Puna.
+`process-not-found`: its process was gone with nobody to tell how. `breaker`: it failed too often in a row."""
 
 
 class Wire(BaseModel):
@@ -83,6 +104,68 @@ class Capabilities(Wire):
     """Of `chat`, `completion`, `embedding`, `rerank`, `vision`, `audio`; empty: not known."""
 
 
+class EngineUsage(Wire):
+    """What the processes of one engine take of the host. `None`: not told. Totals count since the engine started."""
+
+    sampled_at: float
+    """Unix seconds, by the node's clock."""
+    source: Literal["cgroup", "processes"] = "processes"
+    processes: int | None = None
+    threads: int | None = None
+    open_files: int | None = None
+    cpu_percent: float | None = None
+    """Of one processor, over the last interval."""
+    cpu_user_s: float | None = None
+    cpu_system_s: float | None = None
+    cpu_throttled_s: float | None = None
+    """For how long its limit held it back."""
+    memory_bytes: int | None = None
+    """Resident, mapped model files included."""
+    memory_anonymous_bytes: int | None = None
+    """Without files: what the kernel cannot simply drop."""
+    memory_proportional_bytes: int | None = None
+    """Resident, each shared page counted by its share (PSS); told of small processes only, for it is costly."""
+    swap_bytes: int | None = None
+    read_bytes: int | None = None
+    written_bytes: int | None = None
+    read_ops: int | None = None
+    write_ops: int | None = None
+    scratch_bytes: int | None = None
+    out_of_memory_kills: int | None = None
+
+
+class DiskUsage(Wire):
+    """The file system under one of the node's folders."""
+
+    place: str
+    """`state`, `models`…"""
+    total_bytes: int
+    free_bytes: int
+    """That the worker may use."""
+
+
+class NodeUsage(Wire):
+    """What a host has and uses, by all that runs there. `None`: not told."""
+
+    sampled_at: float
+    """Unix seconds, by the node's clock."""
+    cpu_percent: float | None = None
+    """Of all processors, 0 to 100."""
+    cpu_count: int | None = None
+    memory_total_bytes: int | None = None
+    memory_available_bytes: int | None = None
+    swap_used_bytes: int | None = None
+    disks: tuple[DiskUsage, ...] = ()
+    network_received_bytes: int | None = None
+    """Since the host started, without the loopback."""
+    network_sent_bytes: int | None = None
+    network_received_bytes_per_s: float | None = None
+    network_sent_bytes_per_s: float | None = None
+    bus_received_bytes: int | None = None
+    """Over NATS, since the worker started."""
+    bus_sent_bytes: int | None = None
+
+
 class Engine(Wire):
     """One `llama-server` process that the worker owns."""
 
@@ -96,6 +179,7 @@ class Engine(Wire):
     since: float
     """Unix seconds at which the state was entered, by the node's clock: for people, never compared."""
     reason: str | None = None
+    reason_code: ReasonCode | None = None
     progress: float | None = None
     next_retry_at: float | None = None
     load_seconds: float | None = None
@@ -116,6 +200,7 @@ class Engine(Wire):
     """With `crashed`: it failed so often in a row that nobody waits for it until `next_retry_at`."""
     yielding: bool = False
     """Takes nothing new: its device is wanted by another model."""
+    usage: EngineUsage | None = None
 
 
 class Offer(Wire):
@@ -125,6 +210,8 @@ class Offer(Wire):
     cost: int | None = None
     """The priority that its pull would have: 1 to 3 there is room, 4 to 6 an idle engine must go first, 7 the files
     must be fetched, 8 and 9 on the CPU, with room and without. `None`: not now, and `reason` says why."""
+    never: bool = False
+    """With no cost: it cannot run here however long anybody waits, unless somebody changes a setting or a file."""
     reason: str | None = None
     devices: tuple[str, ...] = ()
     """Where it would run."""
@@ -178,6 +265,7 @@ class Heartbeat(Wire):
     """Models on this node's disk, at most `OFFERS_LIMIT`."""
     shares: dict[str, Share] = Field(default_factory=dict[str, Share])
     """Resources by kind: `cpu`, `mem`, `cuda.device`, `cuda.mem`…"""
+    usage: NodeUsage | None = None
     pressure: Pressure = Pressure()
     draining: bool = False
     http: str | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
 import orjson
@@ -36,6 +36,8 @@ class CheckedBody:
     model: str
     stream: bool
     include_usage: bool
+    fields: Mapping[str, Any] = field(repr=False, compare=False, default_factory=dict[str, Any])
+    """The body as it was parsed, for whoever needs more of it at once; not to be kept."""
 
 
 def check_body(op: str, raw: bytes) -> CheckedBody:
@@ -60,6 +62,7 @@ def check_body(op: str, raw: bytes) -> CheckedBody:
         model=check_model_id(body["model"]),
         stream=body.get("stream") is True,
         include_usage=options.get("include_usage") is True,
+        fields=body,
     )
 
 

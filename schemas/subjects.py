@@ -6,8 +6,10 @@ byte. The result is a legal NATS subject token, KV key part and durable name ali
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from schemas.errors import InvalidName
@@ -70,6 +72,7 @@ def encode(name: str) -> str:
     return token
 
 
+@lru_cache(maxsize=1024)
 def decode(token: str) -> str:
     """The name behind a token. Raises `InvalidName` for anything that `encode` would not have written."""
     if not _TOKEN.fullmatch(token):
@@ -214,6 +217,11 @@ class Names:
     def lease_start(self, model: str) -> str:
         """Key in the leases bucket: who may start an engine of the model on demand, until the lease expires."""
         return f"start.{encode(model)}"
+
+    def lease_cool(self, origin: str) -> str:
+        """Key in the leases bucket: the origin (`https://host`) asked to be left alone, until the lease expires."""
+        short = len(origin) <= NAME_LIMIT_BYTES // 3 and origin.isascii()
+        return f"cool.{encode(origin if short else hashlib.sha256(origin.encode()).hexdigest())}"
 
     def lease_poison(self, digest: str) -> str:
         """Key in the leases bucket: a request with this digest has killed engines."""

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from web.call import AnswerTooLarge, Call, CallFailed, CallTimeout, ConnectFailed, Sink
@@ -184,13 +185,17 @@ class Client:
             call.fail(ConnectFailed(f"cannot connect to the engine at {self._host}:{self._port}: {reason}"))
 
     def _render(self, method: str, path: str, body: bytes, headers: Sequence[Header], content_type: str) -> bytes:
-        if not _METHOD.fullmatch(method) or not _TARGET.fullmatch(path):
-            raise ValueError("the method or the path holds a character that none may hold")
         framing = b""
         if body or method == "POST":
             framing = b"content-type: %b\r\ncontent-length: %d\r\n" % (content_type.encode("latin-1"), len(body))
-        opening = f"{method} {path} HTTP/1.1\r\n".encode("ascii")
-        return b"%b%b%b%b\r\n%b" % (opening, self._common, render_headers(headers), framing, body)
+        return b"%b%b%b%b\r\n%b" % (_opening(method, path), self._common, render_headers(headers), framing, body)
+
+
+@lru_cache(maxsize=64)
+def _opening(method: str, path: str) -> bytes:
+    if not _METHOD.fullmatch(method) or not _TARGET.fullmatch(path):
+        raise ValueError("the method or the path holds a character that none may hold")
+    return f"{method} {path} HTTP/1.1\r\n".encode("ascii")
 
 
 class _Collector:

@@ -11,6 +11,7 @@ from typing import Final, Protocol, cast
 
 import httptools
 
+from web import tcp
 from web.call import BadAnswer, Call, ConnectionCut
 
 HEAD_LIMIT_BYTES: Final = 65536
@@ -39,7 +40,8 @@ class EngineSocket(asyncio.Protocol):
 
     def __init__(self, owner: Owner, on_open: Callable[[EngineSocket], None], *, spare: bool = False) -> None:
         self._owner = owner
-        self._on_open = on_open
+        self._on_open: Callable[[EngineSocket], None] | None = on_open
+        self._parser: httptools.HttpResponseParser | None = None
         self._call: Call | None = None
         self.spare = spare
         """Opened ahead of any request: like a used one, it may have been closed at the other end by now."""
@@ -52,6 +54,7 @@ class EngineSocket(asyncio.Protocol):
         """Send the call's request and hand the answer to its sink."""
         self._call = call
         call.socket = self
+        tcp.write_at_once(self._transport, call.request)
         self._parser = httptools.HttpResponseParser(self)
         self._reset_head()
         self._raw_bytes = 0
@@ -60,7 +63,6 @@ class EngineSocket(asyncio.Protocol):
         self._lasting = False
         self._complete = False
         self._body: list[bytes] = []
-        self._transport.write(call.request)
         if call.paused:
             # Not at once: a transport that has just connected starts to read after its protocol was told.
             asyncio.get_running_loop().call_soon(self._hold_paused)
@@ -85,8 +87,13 @@ class EngineSocket(asyncio.Protocol):
     def close(self) -> None:
         """Close at once; nothing more is read."""
         self._call = None
-        self._closed = True
+        self._let_go()
         self._transport.abort()
+
+    def _let_go(self) -> None:
+        """The end. The parser knows us: without that cycle we go without the garbage collector, which may be long."""
+        self._closed = True
+        self._parser = None
 
     @property
     def open(self) -> bool:
@@ -97,7 +104,9 @@ class EngineSocket(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._on_open(self)
+        on_open, self._on_open = self._on_open, None  # it knows a call, and with it an answer
+        if on_open is not None:
+            on_open(self)
 
     def data_received(self, data: bytes) -> None:
         call = self._call
@@ -117,13 +126,15 @@ class EngineSocket(asyncio.Protocol):
         self._finish(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._closed = True
+        self._let_go()
         self._owner.lost(self)
         self._finish(exc)
 
     # parsing
 
     def _parse(self, data: bytes) -> Exception | None:
+        if self._parser is None:
+            return None
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -141,7 +152,7 @@ class EngineSocket(asyncio.Protocol):
         self._headers[key] = f"{self._headers[key]}, {text}" if key in self._headers else text
 
     def on_headers_complete(self) -> None:
-        if self._complete:
+        if self._complete or self._parser is None:
             return
         status = self._parser.get_status_code()
         if status < 200:

@@ -118,15 +118,20 @@ def render_headers(headers: Iterable[Header]) -> bytes:
 
 
 def _line(name: str, value: str) -> bytes:
+    return f"{_checked(name)}: {_clean(value)}\r\n".encode("latin-1", "replace")
+
+
+@lru_cache(maxsize=256)
+def _checked(name: str) -> str:
     if not _TOKEN.fullmatch(name):
         raise ValueError("a header name holds a character that none may hold")
     if name.lower() in _FRAMING:
         raise ValueError(f"the header {name} is not the caller's to set")
-    return f"{name}: {_clean(value)}\r\n".encode("latin-1", "replace")
+    return name
 
 
 def _clean(value: str) -> str:
-    return _CONTROL.sub(" ", value)
+    return value if value.isprintable() else _CONTROL.sub(" ", value)
 
 
 _date: tuple[int, bytes] = (0, b"")

@@ -1,7 +1,8 @@
 """`puna-worker`: settings out of file, environment and command line, then one worker until a signal ends it.
 
 Once requests can be taken, one JSON line goes to stdout: `{"node", "pid", "http"}`. Logs go to stderr.
-The first SIGTERM or SIGINT drains: running requests may end. A second one ends them.
+The first SIGTERM or SIGINT drains: running requests may end. A second one ends them. SIGUSR2 drains too, and leaves
+the engines to the worker that comes next (an upgrade), as a worker does that ends because a part of it died.
 """
 
 from __future__ import annotations
@@ -126,7 +127,7 @@ async def _serve(settings: WorkerSettings, keys: Keyring, parent_pid: int | None
     watcher = asyncio.create_task(_outlive(parent_pid, ends), name="parent watch") if parent_pid else None
     died = await ends.first(node)
     await ends.unless_again(node.drain(ends.drain_s))
-    await node.stop()
+    await node.stop(leave_engines=died or ends.handing_over)
     if watcher is not None:
         watcher.cancel()
     return FAILURE if died else 0
@@ -140,8 +141,14 @@ class _Ends:
         self._asked = asyncio.Event()
         self._again = asyncio.Event()
         loop = asyncio.get_running_loop()
+        self.handing_over = False
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signal)
+        loop.add_signal_handler(signal.SIGUSR2, self._hand_over)
+
+    def _hand_over(self) -> None:
+        self.handing_over = True
+        self._asked.set()
 
     def _signal(self) -> None:
         if self._asked.is_set():

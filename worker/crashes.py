@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 import signal
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
+
+from schemas.node import ReasonCode
 
 _ILLEGAL_INSTRUCTION: Final = (132, -signal.SIGILL)
 _KILLED: Final = (137, -signal.SIGKILL)
@@ -82,20 +85,51 @@ def ending(code: int) -> str:
         else None
     )
     if code in _KILLED:
-        return "signal SIGKILL: somebody killed it, or the system was out of memory"
+        return "killed by SIGKILL (signal 9), not by Puna"
     return f"signal {name}" if name else f"exit code {code}"
 
 
-def failed_start(code: int, lines: Sequence[str]) -> str:
-    """Why it never got ready. It has seen no request, so its last lines may be shown."""
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Why an engine ended, for people and for programs."""
+
+    text: str
+    code: ReasonCode
+
+
+_NO_MEMORY: Final = "the system was out of memory and killed it: take a smaller context, fewer slots or a smaller model"
+
+
+def failed_start(code: int, lines: Sequence[str], *, no_memory: bool = False) -> Cause:
+    """Why it never got ready. It has seen no request, so its last lines may be shown. `no_memory`: the system says
+    that it killed something of ours for lack of memory."""
+    if no_memory:
+        return Cause(f"did not start: {_NO_MEMORY}", "out-of-memory")
     known = diagnosis(lines)
     telling = list(dict.fromkeys(_STAMP.sub("", line) for line in lines if _ERROR.search(line)))
     shown = " | ".join((telling or list(lines[-1:]))[:_SHOWN_LINES])[:_SHOWN_CHARS]
     said = f"; it said: {shown}" if shown else "; it said nothing"
-    return f"did not start: {known + '; ' if known else ''}{ending(code)}{said}"
+    text = f"did not start: {known + '; ' if known else ''}{ending(code)}{said}"
+    if port_was_taken(lines):
+        return Cause(text, "port-taken")
+    return Cause(text, "out-of-memory" if _is_memory(known) else "failed-to-start")
 
 
-def died(code: int, lines: Sequence[str]) -> str:
+def died(code: int, lines: Sequence[str], *, no_memory: bool = False) -> Cause:
     """Why a ready engine ended. Lines are not shown: from here on they could have come from a request."""
+    if no_memory:
+        return Cause(f"ended: {_NO_MEMORY}", "out-of-memory")
     known = diagnosis(lines)
-    return f"ended by itself: {ending(code)}{'; ' + known if known else ''}"
+    text = f"ended by itself: {ending(code)}{'; ' + known if known else ''}"
+    if code in _KILLED:
+        return Cause(f"ended: {ending(code)}", "killed")
+    return Cause(text, "out-of-memory" if _is_memory(known) else "self-terminated")
+
+
+def killed(code: int) -> bool:
+    """Whether it may have been the system that killed it, for lack of memory."""
+    return code in _KILLED
+
+
+def _is_memory(known: str | None) -> bool:
+    return known is not None and known.startswith("out of memory")

@@ -17,7 +17,7 @@ import sys
 from typing import Any, NoReturn
 
 from worker.embedded_flags import TABLE, BadFlag, apply, default_threads
-from worker.spawn import TAG_VARIABLE, die_with_parent
+from worker.minder import TAG_VARIABLE, die_with_parent
 
 
 def main(argv: list[str]) -> NoReturn:

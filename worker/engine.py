@@ -16,20 +16,25 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from schemas.errors import ModelLoading, Unavailable
-from schemas.node import Capabilities, Device, EngineState
+from schemas.node import Capabilities, Device, EngineState, ReasonCode
 from schemas.node import Engine as Snapshot
 from web.client import Client
+from worker.adoption import Adoptable
+from worker.backend import Launch
 from worker.enginelog import EngineLog
 from worker.enginespec import EngineBinary, EngineSettings, EngineSpec
-from worker.launch import engine_argv
-from worker.life import Home
+from worker.launch import Confinement, engine_argv
+from worker.life import Home, Life, NotAdopted, nothing_to_free, unconfined
 from worker.loading import Load, Loader, Unfit
 from worker.loadtimes import LoadTimes
 from worker.orphans import Notebook
 from worker.ports import PortPool
+from worker.process import launch
+from worker.remains import Remains, end_remains
 from worker.supervision import Supervision
 
 log = logging.getLogger(__name__)
@@ -41,7 +46,10 @@ _RETRY_AFTER_S = 5.0
 class Engine:
     """A supervised engine. `on_change` is called after each change of its state, from the event loop.
 
-    `loader` is asked before each start; without one the model's files are checked and no memory is counted.
+    `loader` is asked before each start; without one the model's files are checked and no memory is counted. `confine`
+    gives the limits of each start by engine id, `free` takes back what was made for them, `oom` tells whether the
+    system killed it for lack of memory, `busy` how many requests are in it; without `busy` an idle engine is asked
+    nothing, so that only a stopped process counts as hung. `launch` starts its processes.
     Raises `FlagRefused` for a profile with a flag that may not be set.
     """
 
@@ -55,13 +63,18 @@ class Engine:
         state_dir: Path,
         settings: EngineSettings,
         loader: Loader | None = None,
+        confine: Callable[[str], Confinement] = unconfined,
+        free: Callable[[str], None] = nothing_to_free,
+        oom: Callable[[], bool | None] | None = None,
+        busy: Callable[[], int] | None = None,
+        launch: Launch = launch,
         on_change: Callable[[Engine], None] = lambda _: None,
     ) -> None:
         engine_argv(binary, spec, port=0)
         self.engine_id = engine_id
         self.spec = spec
         self.binary = binary
-        self.log = EngineLog(settings.log_lines)
+        self.log = EngineLog(settings.log_ring_bytes)
         self._settings = settings
         self._on_change = on_change
         self._load_times = LoadTimes(state_dir / "loads")
@@ -69,7 +82,9 @@ class Engine:
         self._load: Load | None = None
         self._measured_bytes: int | None = None
         notes = Notebook(state_dir / "engines")
-        self._home = Home(engine_id, spec, binary, settings, ports, notes, self.log, self._prepare)
+        self._home = Home(
+            engine_id, spec, binary, settings, ports, notes, self.log, self._prepare, confine, free, oom, busy, launch
+        )
         self._loop = Supervision(self._home, self._load_times, self._moved)
         self._task: asyncio.Task[None] | None = None
         self._wanted = False
@@ -96,19 +111,58 @@ class Engine:
         if self.state != "ready":
             raise self._unavailable()
 
-    async def stop(self, grace_s: float | None = None) -> None:
-        """End it: SIGTERM, after `grace_s` SIGKILL. Returns when nothing of it is left. May be called twice."""
+    async def stop(
+        self, grace_s: float | None = None, *, why: str = "asked to stop", code: ReasonCode = "user-requested"
+    ) -> None:
+        """End it: SIGTERM, after `grace_s` SIGKILL. Returns when nothing of it is left. May be called twice.
+
+        `why` and `code` are its reason from now on.
+        """
         self._wanted = False
         if self._task is None:
             return
         goal = self._loop.stops + 1
-        self._loop.ask_stop(self._settings.stop_grace_s if grace_s is None else grace_s)
+        self._loop.ask_stop(self._settings.stop_grace_s if grace_s is None else grace_s, why, code)
+        await self._until(lambda: self._loop.stops >= goal or self._task is None)
+
+    async def leave(self) -> None:
+        """Let a ready engine run on for the next worker, which has `orphan_grace_s` to adopt it; stop any other."""
+        self._wanted = False
+        if self._task is None:
+            return
+        goal = self._loop.stops + 1
+        self._loop.ask_leave()
         await self._until(lambda: self._loop.stops >= goal or self._task is None)
 
     async def restart(self) -> None:
         """`stop`, then `start`."""
-        await self.stop()
+        await self.stop(why="asked to restart", code="restart")
         await self.start()
+
+    async def adopt(self, found: Adoptable) -> bool:
+        """Take over an engine that an earlier life of this worker left running, if it is what `start` would start now.
+
+        True: it is ready, and nothing was loaded. False: it is ended, unless another worker has taken it, and this
+        engine is stopped; the log says why.
+        Raises `RuntimeError` for an engine that runs already.
+        """
+        if self._task is not None:
+            raise RuntimeError(f"{self.engine_id} runs already and adopts nothing")
+        began = time.monotonic()
+        try:
+            life = await Life.adopt(self._home, found)
+        except NotAdopted as refusal:
+            if not refusal.held:
+                await asyncio.to_thread(found.end)
+            _tell_adoption("engine_not_adopted", found, reason=str(refusal))
+            return False
+        await self._describe(found)
+        self._loop.give(life)
+        self.want()
+        await self._until(lambda: self.state in ("ready", "crashed") or not self._wanted)
+        if self.state == "ready":
+            _tell_adoption("engine_adopted", found, took_s=round(time.monotonic() - began, 3))
+        return self.state == "ready"
 
     async def ensure_ready(self, deadline_s: float) -> Client:
         """The client of a ready engine, which is started if need be; waits at most `deadline_s`.
@@ -142,6 +196,26 @@ class Engine:
     def reason(self) -> str | None:
         """Why it is in this state; None when all is well."""
         return self._loop.reason
+
+    @property
+    def reason_code(self) -> ReasonCode | None:
+        """The same for programs."""
+        return self._loop.reason_code
+
+    @property
+    def adopted(self) -> bool:
+        """Whether its process was started by an earlier life of this worker."""
+        return self._loop.life is not None and self._loop.life.adopted
+
+    @property
+    def breaker_open(self) -> bool:
+        """Whether it failed so often in a row that nobody waits for it; closed once it was ready `stable_after_s`."""
+        return self._loop.breaker_open
+
+    @property
+    def remains(self) -> Remains | None:
+        """By what its process and everything that it started are known, while there is one."""
+        return self._loop.life.process.remains if self._loop.life else None
 
     @property
     def next_retry_at(self) -> float | None:
@@ -192,6 +266,9 @@ class Engine:
             pid=self.pid,
             since=self.since,
             reason=self.reason,
+            reason_code=self.reason_code,
+            adopted=self.adopted,
+            breaker_open=self.breaker_open,
             progress=self.progress,
             next_retry_at=self.next_retry_at,
             load_seconds=self.load_seconds,
@@ -202,6 +279,11 @@ class Engine:
             memory_measured_bytes=self._measured_bytes,
         )
 
+    async def mend(self) -> None:
+        """Its process is gone, or not to be reached, and nobody has told: end what is left, and start it again."""
+        if (life := self._loop.life) is not None:
+            await asyncio.to_thread(end_remains, life.process.remains)
+
     async def measure(self) -> None:
         """Look at what the loaded process takes, for the heartbeat and for later plans."""
         load, pid = self._load, self.pid
@@ -210,6 +292,14 @@ class Engine:
             self._measured_bytes = taken if self.pid == pid else None
 
     # -- the loop
+    async def _describe(self, found: Adoptable) -> None:
+        """What is known of the model of an engine that was loaded in an earlier life."""
+        spec = replace(self.spec, context_tokens=found.note.context_tokens)
+        try:
+            self._load = await self._loader.running(spec)
+        except Unfit as unfit:
+            self._load = unfit.load
+
     async def _prepare(self) -> EngineSpec:
         self._measured_bytes = None
         try:
@@ -253,9 +343,7 @@ class Engine:
             await self._changed.wait()
 
     def _hopeless(self) -> bool:
-        failed = self._loop.unfit or (
-            self.state == "crashed" and self._loop.failures >= self._settings.give_up_waiting_after
-        )
+        failed = self._loop.unfit or (self.state == "crashed" and self._loop.breaker_open)
         return failed or not self._wanted
 
     def _unavailable(self) -> Unavailable:
@@ -271,6 +359,11 @@ class Engine:
         if self.next_retry_at is not None:
             return max(1.0, self.next_retry_at - time.time())
         return max(1.0, (self.load_seconds or _RETRY_AFTER_S) - (time.time() - self.since))
+
+
+def _tell_adoption(event: str, found: Adoptable, **more: object) -> None:
+    fields = {"event": event, "engine": found.engine_id, "model": found.model, "engine_pid": found.note.pid}
+    log.info(event, extra=fields | more)
 
 
 async def _no_devices() -> tuple[Device, ...]:

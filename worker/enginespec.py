@@ -74,8 +74,19 @@ class EngineSettings(BaseModel):
     """First and last port for engines on this host."""
     port_cooldown_s: float = Field(default=60.0, ge=0)
     """A port that an engine had rests this long, so that a late packet meets nobody."""
-    log_lines: PositiveInt = 1000
-    """Lines of output kept for each engine."""
+    log_ring_bytes: int = Field(default=10 << 20, ge=1 << 16)
+    """Output kept of each engine: here, and again in the process that minds it."""
+    orphan_grace_s: float = Field(
+        default=30.0, ge=0, validation_alias=AliasChoices("orphan_grace_s", "engine_orphan_grace_s")
+    )
+    """How long an engine outlives a worker that died, so that the next one takes it over as it runs; 0: not at all."""
+    hang_timeout_s: PositiveFloat = 60.0
+    """A busy engine that takes no processor time at all for this long is killed and started again."""
+    watch_interval_s: PositiveFloat = 0.5
+    """Pause between two looks at a running engine's process."""
+    health_interval_s: PositiveFloat = 1.0
+    """Pause between two questions to an idle engine, and how long it may take for an answer; three without one: it
+    hangs."""
 
     @model_validator(mode="after")
     def _range_in_order(self) -> EngineSettings:

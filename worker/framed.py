@@ -18,12 +18,12 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
+from itertools import count
 from typing import Final, Literal
 
 from bus.connection import Bus, GoneWatch
 from bus.errors import BusSlow, NoResponders
-from bus.watched import Tasks
-from schemas.errors import BodyTooLarge, BusUnavailable, Cancelled, DeadlineExceeded, PunaError
+from schemas.errors import BodyTooLarge, BusUnavailable, Cancelled, PunaError
 from schemas.frame import (
     ACCEPT,
     DATA,
@@ -37,16 +37,14 @@ from schemas.frame import (
     encode_frame,
     marked_epoch,
 )
-from schemas.reply import Accept, Open, Ping
+from schemas.reply import Ping
+from worker.offer import Offer, open_of
 from worker.reply import Flow, Summary, fault_of, finish_of
 from worker.window import Window
 from worker.work import Work
 
-ACCEPT_WAIT_S: Final = 3.0
-"""As long as a reader waits for a silent worker: it may have taken frames that came behind the `accept`."""
 ACCEPT_AGAIN_S: Final = 1.0
 """How long a job rests that nobody answered for."""
-MARK_BYTES: Final = 4
 CREDIT_PAUSE_S: Final = 3.0
 CREDIT_CANCEL_S: Final = 10.0
 AWAY_LIMIT_S: Final = 10.0
@@ -54,6 +52,10 @@ AWAY_LIMIT_S: Final = 10.0
 LINGER_S: Final = 3.0
 ACCEPT_TRIES: Final = 3
 """Deliveries of a job after which a requester that does not answer is taken for gone."""
+
+_MARK_MASK: Final = 0xFFFFFFFF
+_marks: Final = count(secrets.randbits(32))
+"""Each reply's own mark: from a random start, so that two workers have the same one as seldom as two dice."""
 
 _SENDING: Final = frozenset(("offered", "flowing"))
 
@@ -63,19 +65,18 @@ State = Literal["asking", "offered", "flowing", "away", "over"]
 class FramedReply:
     """One epoch of one request, on its way to one gateway."""
 
-    def __init__(
-        self, bus: Bus, watch: GoneWatch, tasks: Tasks, work: Work, accept: Accept, clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, bus: Bus, watch: GoneWatch, work: Work, accept: bytes, clock: Callable[[], float]) -> None:
         self.token = work.head.reply.rpartition(".")[2]
         self.data_frames = 0
         self._bus = bus
-        self._tasks = tasks
         self._work = work
         self._clock = clock
         self._subject = work.head.reply
         self._gone_subject = watch.reply(self.token)
-        self._mark = secrets.token_hex(MARK_BYTES).encode()
-        self._accept = encode_frame(ACCEPT, marked_epoch(work.head.epoch, self._mark), 0, accept.encode())
+        self._mark = b"%08x" % (next(_marks) & _MARK_MASK)
+        self._accept = encode_frame(ACCEPT, marked_epoch(work.head.epoch, self._mark), 0, accept)
+        self._offer = Offer(bus, self._subject)
+        self._asked = False
         self._window = self._fresh_window()
         self._state: State = "asking"
         self._ended = False
@@ -92,11 +93,11 @@ class FramedReply:
     def begin(self, flow: Flow) -> None:
         """Ask the requester whether it still wants us."""
         self._flow = flow
-        self._tasks.start(f"accept {self._work.head.request_id}", self._ask())
+        self._ask()
 
     def open(self, status: int, content_type: str) -> None:
         """The head of the engine's answer."""
-        self._put(OPEN, Open(status=status, content_type=content_type).encode())
+        self._put(OPEN, open_of(status, content_type))
 
     def data(self, data: bytes) -> None:
         """The hot path: a frame, kept and sent."""
@@ -111,6 +112,7 @@ class FramedReply:
         """The last frame of a failed answer. While nothing could be sent it is the only one."""
         if self._state == "asking":
             self._work.claim.settle()
+            self._offer.withdraw()
             self._window, self.data_frames = self._fresh_window(), 0
             self._state = "flowing"
         self._last(ERROR, fault_of(error, self.data_frames).encode())
@@ -172,36 +174,39 @@ class FramedReply:
             return
         if silent:
             self._state = "over"
+            self._offer.withdraw()
         if self._flow is not None and not self._ended:
             self._flow.abandon(error)
 
     # -- accept ------------------------------------------------------------------------------------------------------
-    async def _ask(self) -> None:
-        """Until the requester has said `go`, or there is no hope of it."""
-        give_up_at = self._clock() + AWAY_LIMIT_S
-        if self._state == "asking" and self._bus.connected:
-            self._state = "offered"  # the request below publishes before anything else can
-        while self._state in ("asking", "offered"):
-            try:
-                answer = await self._bus.request(self._subject, self._accept, timeout_s=ACCEPT_WAIT_S)
-            except NoResponders:
-                self._work.claim.settle()
-                self._abandon(Cancelled("the requester is gone"))
-            except DeadlineExceeded:
-                self._unanswered()
-            except BusUnavailable as error:
-                self.lost()
-                await self._next_session(give_up_at)
-                if self._clock() >= give_up_at:
-                    self._abandon(error)
-            else:
-                self._answered(answer.payload)
-
-    async def _next_session(self, give_up_at: float) -> None:
+    def _ask(self) -> None:
         try:
-            await self._bus.ready(max(give_up_at - self._clock(), 0.01))
+            self._offer.ask(self._accept, self._clock(), on_word=self._answered, on_error=self._unheard)
         except BusUnavailable:
+            return  # asked again by the next tick with a connection
+        except PunaError as error:  # a reply subject that nothing can be published to
+            self._work.claim.settle()
+            self._abandon(error)
             return
+        if not self._asked:
+            self._asked, self._state = True, "offered"
+
+    def _unheard(self, error: PunaError) -> None:
+        """The question was lost."""
+        if isinstance(error, NoResponders):
+            self._work.claim.settle()
+            self._abandon(Cancelled("the requester is gone"))
+        else:
+            self.lost()
+
+    def _asking_tick(self, now: float) -> None:
+        if self._offer.unanswered(now):
+            self._unanswered()
+        elif self._state == "asking" and not self._offer.open:
+            if now - self._away_since > AWAY_LIMIT_S:
+                self._abandon(BusUnavailable("the connection to NATS did not come back in time"))
+            elif self._bus.connected:
+                self._ask()
 
     def _answered(self, word: bytes) -> None:
         self._work.claim.settle()
@@ -233,10 +238,8 @@ class FramedReply:
 
     def lost(self) -> None:
         """The connection went: keep what comes. Work that waits for `go` asks again by itself."""
-        if self._state == "offered":
-            self._state = "asking"
-        elif self._state == "flowing":
-            self._state = "away"
+        if self._state in _SENDING:
+            self._state = "asking" if self._state == "offered" else "away"
             self._away_since = self._clock()
 
     def knock(self) -> None:
@@ -289,7 +292,9 @@ class FramedReply:
     def tick(self, now: float) -> bool:
         """Pings, silence, and ends. False: forget this reply."""
         self._work.claim.keep(now)
-        if self._state == "away" and now - self._away_since > AWAY_LIMIT_S:
+        if self._state in ("asking", "offered"):
+            self._asking_tick(now)
+        elif self._state == "away" and now - self._away_since > AWAY_LIMIT_S:
             self._abandon(BusUnavailable("the connection to NATS did not come back in time"))
         if self._state == "flowing":
             self._flowing_tick(now)

@@ -13,7 +13,7 @@ from typing import Final, Protocol
 from bus.connection import Bus
 from bus.kv import Bucket
 from schemas.errors import PunaError
-from schemas.node import Device, Engine, Heartbeat, Pressure
+from schemas.node import Device, Engine, Heartbeat, NodeUsage, Offer, Pressure, Share
 from schemas.subjects import encode
 from schemas.topology import HEARTBEAT_S
 
@@ -25,27 +25,31 @@ CHANGE_GAP_S: Final = 0.1
 """Between two heartbeats: what changes more often is told together."""
 
 
-class Beating(Protocol):
-    """An engine, as far as the heartbeat is concerned."""
-
-    def snapshot(self, slots_busy: int = 0) -> Engine:
-        """The engine of now."""
-        ...
-
-
 class Facts(Protocol):
-    """What the heartbeat tells of the rest of the node."""
+    """What the heartbeat tells of the node as it is now."""
 
     def devices(self) -> tuple[Device, ...]:
         """Devices with their figures."""
         ...
 
-    def pressure(self) -> Pressure:
-        """How much is going on."""
+    def engines(self) -> tuple[Engine, ...]:
+        """Engines, with who is in them."""
         ...
 
-    def busy(self, model: str) -> int:
-        """Slots in use."""
+    def offers(self) -> tuple[Offer, ...]:
+        """What further engines would take."""
+        ...
+
+    def shares(self) -> dict[str, Share]:
+        """Resources in shares."""
+        ...
+
+    def usage(self) -> NodeUsage | None:
+        """What the host uses."""
+        ...
+
+    def pressure(self) -> Pressure:
+        """How much is going on."""
         ...
 
 
@@ -53,15 +57,7 @@ class HeartbeatMaker:
     """Makes this process's heartbeats. `http`, `draining` may change."""
 
     def __init__(
-        self,
-        node: str,
-        boot_id: str,
-        version: str,
-        engines: Mapping[str, Beating],
-        facts: Facts,
-        *,
-        labels: Mapping[str, str],
-        region: str | None,
+        self, node: str, boot_id: str, version: str, facts: Facts, *, labels: Mapping[str, str], region: str | None
     ) -> None:
         self.http: str | None = None
         self.draining = False
@@ -75,20 +71,22 @@ class HeartbeatMaker:
             "labels": dict(labels),
             "pid": os.getpid(),
         }
-        self._engines = engines
         self._facts = facts
         self._sequence = 0
 
     def beat(self) -> Heartbeat:
         """The heartbeat of now, with the sequence of the last one that was sent."""
-        engines = (engine.snapshot(self._facts.busy(model)) for model, engine in self._engines.items())
+        facts = self._facts
         return Heartbeat.model_validate(
             self._fixed
             | {
                 "sequence": self._sequence,
-                "devices": self._facts.devices(),
-                "engines": tuple(engines),
-                "pressure": self._facts.pressure(),
+                "devices": facts.devices(),
+                "engines": facts.engines(),
+                "offers": facts.offers(),
+                "shares": facts.shares(),
+                "usage": facts.usage(),
+                "pressure": facts.pressure(),
                 "draining": self.draining,
                 "http": self.http,
             }

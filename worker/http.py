@@ -92,7 +92,7 @@ class Pages:
         if request.method != "POST":
             raise MethodNotAllowed(f"{CHAT} takes POST")
         found = check_body("chat", request.body)
-        if not house.serving.slots.serves(found.model):
+        if not house.serving.serves(found.model):
             raise ModelNotFound(f"this node does not serve model {found.model}", param="model")
         own = self._own_id(headers[0][1], request.headers.get(REQUEST_ID))
         head = RequestHead(

@@ -1,15 +1,11 @@
-"""NATS in: the queue group, the node's own subject and the two lanes of each model's line become `Work`.
-
-Pulls stand at the server for free slots only. After a time without a free slot the interactive lane is asked first and
-the batch lane `BATCH_DELAY_S` later, so that a slot that has just become free goes to whoever waits for an answer.
-"""
+"""NATS in: the queue group, the node's own subject and the two lanes of each model's line become `Work`."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -20,24 +16,21 @@ from bus.blobs import Blobs
 from bus.connection import Bus, Message, Subscription
 from bus.job import Job
 from bus.message import error_headers
-from bus.pull import WorkPull
 from bus.watched import Tasks
-from schemas import topology
 from schemas.errors import BusUnavailable, PunaError
 from schemas.frame import ERROR, encode_frame
 from schemas.openai import check_body, parse_object
 from schemas.request import RequestHead, head_of
-from schemas.subjects import BATCH, H_REPLY, INTERACTIVE, WORKERS_GROUP, decode
+from schemas.subjects import H_REPLY, INTERACTIVE, WORKERS_GROUP, decode
+from worker.pulling import Pulling
 from worker.reply import fault_of
 from worker.serving import Serving
 from worker.work import Claim, Origin, Work
 
 log = logging.getLogger(__name__)
 
-BATCH_DELAY_S: Final = 0.02
-PULLS_LIMIT: Final = 16
-"""Pulls of one lane that stand at the server, however many slots are free: each costs it a heartbeat every 2 s, and one
-that was answered is replaced at once."""
+MODELS_LOOK_S: Final = 0.5
+"""How often it is looked whether the node serves other models now."""
 BODY_FETCH_S: Final = 1.5
 """How long a body may take from the object store: less than the line's `ack_wait`, so that nobody else gets the job."""
 NATIVE_UNCHECKED: Final = frozenset(("transcriptions",))
@@ -54,6 +47,7 @@ class Arrival:
     claim: Claim
     job: Job | None
     answer_to: str
+    lane: str
 
 
 class Inbox:
@@ -63,7 +57,6 @@ class Inbox:
         self,
         bus: Bus,
         node: str,
-        models: Iterable[str],
         serving: Serving,
         *,
         tasks: Tasks,
@@ -73,63 +66,54 @@ class Inbox:
     ) -> None:
         self._bus = bus
         self._node = node
-        self._models = tuple(models)
         self._serving = serving
         self._tasks = tasks
         self._blobs = Blobs(bus, bus.names.bucket_blobs)
         self._clock = clock
         self._fresh_id = fresh_id
-        self._subscriptions: list[Subscription] = []
-        self._batch_timers: dict[str, asyncio.TimerHandle] = {}
-        self._pulls: dict[tuple[str, str], WorkPull] = {}
-        for model in self._models:
-            for lane in (INTERACTIVE, BATCH):
-                self._pulls[model, lane] = WorkPull(
-                    bus,
-                    topology.line(bus.names, lane, model),
-                    self._job,
-                    name=f"{lane} {model}",
-                    repair=repair,
-                )
+        self._own: Subscription | None = None
+        self._groups: dict[str, Subscription] = {}
+        self._look_at = 0.0
+        self._pulling = Pulling(bus, serving, self._job, tasks=tasks, clock=clock, repair=repair)
 
     async def start(self) -> None:
         """Listen, and pull for what is free."""
-        names = self._bus.names
-        for model in self._models:
-            group = self._bus.subscribe(names.infer_any_op(model), partial(self._core, "group"), queue=WORKERS_GROUP)
-            self._subscriptions.append(group)
-        self._subscriptions.append(self._bus.subscribe(names.node_infer_any(self._node), partial(self._core, "node")))
-        for pull in self._pulls.values():
-            await pull.start()
-        self.want()
+        own = self._bus.names.node_infer_any(self._node)
+        self._own = self._bus.subscribe(own, partial(self._core, "node"))
+        self._join_groups()
+        self._pulling.start()
 
     async def stop(self) -> None:
         """Hear no requests any more. Safe to call twice."""
-        for subscription in self._subscriptions:
-            subscription.close()
-        self._subscriptions.clear()
-        for timer in self._batch_timers.values():
-            timer.cancel()
-        for pull in self._pulls.values():
-            await pull.stop()
+        if self._own is not None:
+            self._own.close()
+            self._own = None
+        for group in self._groups.values():
+            group.close()
+        self._groups.clear()
+        await self._pulling.stop()
 
-    # -- asking ------------------------------------------------------------------------------------------------------
-    def want(self) -> None:
-        """Slots were taken or freed: ask for as many requests as there are free ones."""
-        for model in self._models:
-            free = self._serving.slots.free(model)
-            self._pulls[model, INTERACTIVE].want(min(free, PULLS_LIMIT))
-            if free == 0:
-                self._want_batch(model)
-            elif model not in self._batch_timers:
-                loop = asyncio.get_running_loop()
-                self._batch_timers[model] = loop.call_later(BATCH_DELAY_S, self._want_batch, model)
+    def want_for(self, model: str) -> None:
+        """Slots of the model were taken or freed, or its engines changed."""
+        self._pulling.want_for(model)
 
-    def _want_batch(self, model: str) -> None:
-        timer = self._batch_timers.pop(model, None)
-        if timer is not None:
-            timer.cancel()
-        self._pulls[model, BATCH].want(min(self._serving.slots.free(model), PULLS_LIMIT))
+    def tick(self, now: float) -> None:
+        """What is due by the clock."""
+        if self._own is not None and now >= self._look_at:
+            self._look_at = now + MODELS_LOOK_S
+            self._join_groups()
+        self._pulling.tick(now)
+
+    def _join_groups(self) -> None:
+        """One queue group for each model that this node can serve, whether it is loaded or not."""
+        models = self._serving.models
+        if len(models) == len(self._groups) and all(model in self._groups for model in models):
+            return
+        for model in set(self._groups).difference(models):
+            self._groups.pop(model).close()
+        for model in set(models).difference(self._groups):
+            subject = self._bus.names.infer_any_op(model)
+            self._groups[model] = self._bus.subscribe(subject, partial(self._core, "group"), queue=WORKERS_GROUP)
 
     # -- requests ----------------------------------------------------------------------------------------------------
     def _core(self, origin: Origin, message: Message) -> None:
@@ -157,7 +141,8 @@ class Inbox:
         head: RequestHead | None = None
         try:
             head = head_of(headers, op=op, reply=reply, request_id=self._fresh_id())
-            arrival = Arrival(origin, head, decode(token), claim, job, answer_to)
+            lane = job.subject.rsplit(".", 2)[1] if job else INTERACTIVE
+            arrival = Arrival(origin, head, decode(token), claim, job, answer_to, lane)
         except PunaError as error:
             self._turn_away(claim, head, answer_to, error)
             return
@@ -196,7 +181,9 @@ class Inbox:
         if not head.framed and head.op not in NATIVE_UNCHECKED:
             body, stream = checked(head.op, arrival.model, body)
         waited_s = max(time.time() - job.published_at, 0.0) if job else 0.0
-        return Work(head, arrival.model, body, arrival.origin, self._clock(), arrival.claim, stream, waited_s)
+        return Work(
+            head, arrival.model, body, arrival.origin, self._clock(), arrival.claim, stream, waited_s, arrival.lane
+        )
 
     def _refuse(self, head: RequestHead | None, subject: str, error: PunaError) -> None:
         """The request cannot even be read: say so, if there is anybody to say it to."""

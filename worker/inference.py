@@ -23,19 +23,24 @@ LOADING_RETRY_S: Final = 1.0
 
 
 class Inference:
-    """The work on one request, from the engine's call to its end. `on_done` is called once, when the slot is free."""
+    """The work on one request, from the engine's call to its end. `on_done` is called once, when the slot is free.
+
+    First `begin`, then, in the same turn of the loop, `answer_to`: what the answer needs is made while the engine
+    already reads.
+    """
+
+    reply: Reply
 
     def __init__(
         self,
         work: Work,
-        reply: Reply,
         on_done: Callable[[Inference], None],
         *,
         piece_bytes: int,
         clock: Callable[[], float],
+        explain: Explain | None = None,
     ) -> None:
         self.work = work
-        self.reply = reply
         self.started_at = clock()
         self.first_data_at: float | None = None
         self.status = 0
@@ -44,6 +49,7 @@ class Inference:
         """Why it failed; `None` while it runs and after a whole answer."""
         self.summary = Summary()
         self._on_done = on_done
+        self._explain = explain
         self._piece_bytes = piece_bytes
         self._clock = clock
         self._call: Call | None = None
@@ -53,13 +59,17 @@ class Inference:
         self._tail = Tail()
 
     def begin(self, client: Client) -> None:
-        """Ask the engine and, at the same time, the requester."""
+        """Ask the engine."""
         head = self.work.head
         headers = [("x-request-id", head.request_id)]
         if head.traceparent:
             headers.append((H_TRACEPARENT, head.traceparent))
         self._call = client.stream("POST", OPS[head.op], self.work.body, self, headers=headers)
-        self.reply.begin(self)
+
+    def answer_to(self, reply: Reply) -> None:
+        """Ask the requester, and answer it."""
+        self.reply = reply
+        reply.begin(self)
 
     # -- from the engine ---------------------------------------------------------------------------------------------
     def head(self, status: int, headers: Mapping[str, str]) -> None:
@@ -103,16 +113,22 @@ class Inference:
             rest, self._rest = self._rest, b""
             self._hand_on(rest)
         if self._streaming and not self._tail.is_whole(self.work.head.op):
-            self._finish(EngineFailed("the engine's stream broke off before its end"))
+            self._broke_off(EngineFailed("the engine's stream broke off before its end"))
         else:
             self._finish(None)
 
     def failed(self, error: Exception) -> None:
         """The connection to the engine broke, or it did not speak HTTP."""
         if isinstance(error, PunaError):
-            self._finish(error)
+            self._broke_off(error)
         else:
-            self._finish(EngineFailed(f"the engine failed while it answered: {error}"))
+            self._broke_off(EngineFailed(f"the engine failed while it answered: {error}"))
+
+    def _broke_off(self, error: PunaError) -> None:
+        if self._explain is None:
+            self._finish(error)
+        elif not self._done:
+            self._explain(self, error, self._finish)
 
     # -- from the reply, the clock, an operator ------------------------------------------------------------------------
     def pause(self) -> None:
@@ -158,3 +174,7 @@ class Inference:
         else:
             self.reply.error(error)
         self._on_done(self)
+
+
+Explain = Callable[[Inference, PunaError, Callable[[PunaError], None]], None]
+"""Told of an engine that broke off; calls back, now or later, with the error that it really was."""

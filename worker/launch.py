@@ -10,12 +10,13 @@ import os
 import re
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 from worker.enginespec import EngineBinary, EngineSpec
 from worker.flags import REFUSED_VARIABLES, flag_name, profile_arguments
-from worker.spawn import TAG_VARIABLE
+from worker.minder import TAG_VARIABLE
 
 HOST: Final = "127.0.0.1"
 _SECRET = re.compile(r"^(PUNA_|NATS_|AWS_|AZURE_|GOOGLE_|OTEL_)|TOKEN|SECRET|PASSWORD|CREDENTIAL|API_?KEY|PRIVATE_KEY")
@@ -55,6 +56,31 @@ def engine_environment(environ: Mapping[str, str], spec: EngineSpec, *, key: str
 
 
 @dataclass(frozen=True, slots=True)
+class Confinement:
+    """What is put on an engine's process before its program runs. What cannot be had is said in the engine's log."""
+
+    rlimits: Mapping[str, int] = field(default_factory=dict[str, int])
+    """By the system's names without `RLIMIT_`, in its units: `{"data": bytes, "nofile": files}`. The limit of this
+    process is never exceeded."""
+    nice: int | None = None
+    """Added to the worker's own; more is less urgent."""
+    cgroup: str | None = None
+    """Folder of a cgroup (v2) to join."""
+    scratch: str | None = None
+    """Folder to run in; `TMPDIR` points there too."""
+
+    def order(self) -> dict[str, str]:
+        """For the minder."""
+        order = {f"rlimit_{name.lower().removeprefix('rlimit_')}": str(value) for name, value in self.rlimits.items()}
+        order |= {"nice": str(self.nice)} if self.nice else {}
+        order |= {"cgroup": self.cgroup} if self.cgroup else {}
+        return order | ({"scratch": self.scratch} if self.scratch else {})
+
+
+UNCONFINED: Final = Confinement()
+
+
+@dataclass(frozen=True, slots=True)
 class Command:
     """All that starting takes. `key` and `tag` are new for each start."""
 
@@ -63,11 +89,27 @@ class Command:
     port: int
     key: str
     tag: str
+    confinement: Confinement = UNCONFINED
 
 
-def command(binary: EngineBinary, spec: EngineSpec, port: int, environ: Mapping[str, str]) -> Command:
+def command(
+    binary: EngineBinary,
+    spec: EngineSpec,
+    port: int,
+    environ: Mapping[str, str],
+    confinement: Confinement = UNCONFINED,
+) -> Command:
     """The command that serves `spec` on `port`. Raises `FlagRefused`."""
     key, tag = secrets.token_urlsafe(32), secrets.token_hex(8)
-    return Command(
-        tuple(engine_argv(binary, spec, port)), engine_environment(environ, spec, key=key, tag=tag), port, key, tag
-    )
+    environment = engine_environment(environ, spec, key=key, tag=tag)
+    argv = engine_argv(binary, spec, port)
+    return Command(tuple(_anchored(argv) if confinement.scratch else argv), environment, port, key, tag, confinement)
+
+
+def _anchored(argv: list[str]) -> list[str]:
+    """The files of a command line by their whole paths, for it will run in another folder."""
+    before = ["", *argv]
+    return [
+        str(Path(word).absolute()) if flag != "--alias" and not word.startswith("-") and Path(word).is_file() else word
+        for flag, word in zip(before, argv, strict=False)
+    ]

@@ -9,31 +9,24 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from schemas.node import Capabilities, Device
 from worker.devices import aside
-from worker.enginespec import EngineSpec, FlagValue
-from worker.flags import flag_name
+from worker.enginespec import EngineSpec
 from worker.gguf import BadGguf
-from worker.memory import BATCH_TOKENS, CACHE_BYTES_PER_VALUE, NO_CORRECTION, Correction, MemoryPlan, Serving, gib, plan
+from worker.memory import NO_CORRECTION, Correction, MemoryPlan, Serving, gib, plan
 from worker.modelfile import ModelFile, describe, shards
-from worker.room import Claim, MemoryCheck, Room, default_check, out_of_use, room
+from worker.plans import Need
+from worker.profile import contexts, partly_elsewhere, serving_of, side_files
+from worker.room import Claim, MemoryCheck, Reserve, Room, default_check, no_reserve, out_of_use, room
 from worker.taken import Corrections, taken_bytes
 
 log = logging.getLogger(__name__)
 
-CONTEXT_DEFAULT_TOKENS: Final = 8192
-"""What one request may use of a model that was made for more, unless the operator says otherwise."""
-CONTEXT_LEAST_TOKENS: Final = 2048
-"""The default is halved down to this while it does not fit."""
 READ_LIMIT_S: Final = 10.0
-_SIDE_FILES: Final = ("mmproj", "model-draft")
-"""Flags that name a further model file, which is loaded beside the model's own."""
-_ELSEWHERE: Final = frozenset(("n-cpu-moe", "cpu-moe", "override-tensor", "kv-offload", "no-kv-offload"))
-_GPU_LAYERS: Final = ("n-gpu-layers", "gpu-layers")
 _NOT_FOUND: Final = "the model file {path} cannot be read: {error}"
 
 ReadDevices = Callable[[], Awaitable[Sequence[Device]]]
@@ -64,6 +57,12 @@ class Load:
         """The plan, corrected by what earlier loads took."""
         return int(self.plan.total_bytes * self.correction.ratio)
 
+    @property
+    def need(self) -> Need:
+        """The same, for placement: the buffers are there once on each device."""
+        each = int(self.plan.compute_bytes * self.correction.ratio)
+        return Need(self.needed_bytes - each, each, self.spec.context_tokens)
+
     def text(self) -> str:
         """The plan for people."""
         ratio = self.correction.ratio
@@ -89,10 +88,18 @@ class Load:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a model needs, the best way to serve it first, and how it is looked at where that is not there."""
+
+    check: MemoryCheck
+    choices: tuple[Need, ...]
+
+
 class Loader:
     """Owner of what is known of the node's model files and of the memory that loads have claimed.
 
-    `check` unset: `refuse` on GPUs, `warn` on the CPU. `reserved_bytes` are kept free of each device.
+    `check` unset: `refuse` on GPUs, `warn` on the CPU. `reserve` tells what is kept free of a device.
     """
 
     def __init__(
@@ -101,13 +108,14 @@ class Loader:
         devices: ReadDevices,
         *,
         check: MemoryCheck | None = None,
-        reserved_bytes: int = 0,
+        reserve: Reserve = no_reserve,
     ) -> None:
         self._corrections = Corrections(folder)
         self._devices = devices
         self._check: MemoryCheck | None = check
-        self._reserved_bytes = reserved_bytes
+        self._reserve = reserve
         self._claims: dict[str, Claim] = {}
+        self._contexts: dict[str, int | None] = {}
         self._files: dict[Path, tuple[object, ModelFile]] = {}
 
     async def prepare(self, engine: str, spec: EngineSpec) -> Load:
@@ -116,12 +124,12 @@ class Loader:
         Raises `Unfit` if a file is not one to start an engine with, a device is out of use, or the memory is not there
         and the check refuses; the reason has the figures.
         """
-        model = await self._model(spec.path)
-        sides = tuple([await self._model(Path(path)) for path in _side_files(spec)])
+        model, sides = await self._models(spec)
         devices = await self._devices()
         verdict = self._verdict(spec, model)
-        known = None if verdict == "off" else room(spec.devices, devices, self._others(engine), self._reserved_bytes)
-        load = chosen([self._planned(each, model, sides) for each in contexts(spec, model)], known)
+        known = None if verdict == "off" else room(spec.devices, devices, self._others(engine), self._reserve)
+        most = self._contexts.get(engine)
+        load = chosen([self._planned(each, model, sides) for each in contexts(spec, model, most)], known)
         self._tell(engine, load)
         if verdict != "off" and (why := out_of_use(spec.devices, devices)) is not None:
             raise Unfit(f"not started: {why}", load)
@@ -129,6 +137,27 @@ class Loader:
             _short(engine, load, known, verdict)
         self._claims[engine] = Claim(spec.devices, load.needed_bytes)
         return load
+
+    async def running(self, spec: EngineSpec) -> Load:
+        """The plan of an engine that runs already, with its context decided: nothing is claimed. Raises `Unfit`."""
+        model, sides = await self._models(spec)
+        return self._planned(spec, model, sides)
+
+    async def needs(self, spec: EngineSpec) -> Needs:
+        """What an engine of `spec` will take of its kind of device, for each context that it may get, the best first.
+
+        Raises `Unfit` if a file is not one to start an engine with.
+        """
+        model, sides = await self._models(spec)
+        check = self._verdict(spec, model)
+        if check == "off":
+            return Needs(check, (Need(0),))
+        loads = [self._planned(each, model, sides) for each in contexts(spec, model)]
+        return Needs(check, tuple(load.need for load in loads))
+
+    def expect(self, engine: str, context_tokens: int | None) -> None:
+        """An engine was placed by a plan for this context: its starts are not to take more. None: they may."""
+        self._contexts[engine] = context_tokens
 
     def release(self, engine: str) -> None:
         """The engine is ready, or failed: the devices show what it has. Safe to call twice."""
@@ -162,6 +191,11 @@ class Loader:
         figures = {"slots": spec.slots, "context_tokens": spec.context_tokens, "memory_bytes": load.needed_bytes}
         log.info("engine_planned", extra=facts | figures | {"plan": load.text()})
 
+    async def _models(self, spec: EngineSpec) -> tuple[ModelFile, tuple[ModelFile, ...]]:
+        """The model's own file, and those that flags name beside it."""
+        model = await self._model(spec.path)
+        return model, tuple([await self._model(Path(path)) for path in side_files(spec)])
+
     async def _model(self, path: Path) -> ModelFile:
         try:
             async with asyncio.timeout(READ_LIMIT_S):
@@ -184,57 +218,11 @@ class Loader:
         return known[1]
 
 
-def contexts(spec: EngineSpec, model: ModelFile) -> list[EngineSpec]:
-    """The spec with each context that it may be started with, the best first."""
-    if spec.context_tokens is not None or model.context_tokens is None:
-        return [spec]
-    tokens = min(model.context_tokens, CONTEXT_DEFAULT_TOKENS)
-    choices = [tokens]
-    while (tokens := tokens // 2) >= CONTEXT_LEAST_TOKENS:
-        choices.append(tokens)
-    return [replace(spec, context_tokens=each) for each in choices]
-
-
 def chosen(loads: Sequence[Load], space: Room | None) -> Load:
     """The first that fits; the last, which takes least, if none does; the first if nobody knows the room."""
     if space is None:
         return loads[0]
     return next((load for load in loads if load.needed_bytes <= space.usable_bytes), loads[-1])
-
-
-def partly_elsewhere(spec: EngineSpec, model: ModelFile) -> bool:
-    """Whether flags leave a part of the model off its device: the plan is an upper bound then, and refuses nobody."""
-    flags = {flag_name(name): value for name, value in spec.flags.items()}
-    layers = (_count(flags.get(name), len(model.layers) + 1) for name in _GPU_LAYERS)
-    return not _ELSEWHERE.isdisjoint(flags) or any(count <= len(model.layers) for count in layers)
-
-
-def serving_of(spec: EngineSpec, side_bytes: int = 0) -> Serving:
-    """The part of a spec that memory depends on."""
-    flags = {flag_name(name): value for name, value in spec.flags.items()}
-    return Serving(
-        context_tokens=spec.context_tokens or 0,
-        slots=spec.slots,
-        cache_type_k=_cache_type(flags.get("cache-type-k")),
-        cache_type_v=_cache_type(flags.get("cache-type-v")),
-        batch_tokens=_count(flags.get("ubatch-size"), BATCH_TOKENS),
-        projector_bytes=side_bytes,
-    )
-
-
-def _cache_type(value: FlagValue | None) -> str:
-    """A type that is not known here is taken for the default, which is as large as any that saves memory."""
-    return value if isinstance(value, str) and value in CACHE_BYTES_PER_VALUE else "f16"
-
-
-def _count(value: FlagValue | None, default: int) -> int:
-    return int(value) if isinstance(value, str) and value.isdecimal() else default
-
-
-def _side_files(spec: EngineSpec) -> list[str]:
-    flags = {flag_name(name): value for name, value in spec.flags.items()}
-    found = (flags.get(name) for name in _SIDE_FILES)
-    return [value for value in found if isinstance(value, str)]
 
 
 def _short(engine: str, load: Load, space: Room, verdict: MemoryCheck) -> None:
@@ -246,4 +234,6 @@ def _short(engine: str, load: Load, space: Room, verdict: MemoryCheck) -> None:
 
 
 def _key(spec: EngineSpec, serving: Serving) -> str:
-    return "|".join((str(spec.path), ",".join(spec.devices), repr(serving)))
+    """By kind of device: what a load took on one GPU is what it will take on the next."""
+    kinds = sorted({device.partition(":")[0] for device in spec.devices})
+    return "|".join((str(spec.path), ",".join(kinds), repr(serving)))

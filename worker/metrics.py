@@ -8,7 +8,9 @@ from typing import Final, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
+from worker.happenings import Happenings
 from worker.inference import Inference
 
 CACHE_S: Final = 1.0
@@ -34,7 +36,7 @@ class Counts(Protocol):
         ...
 
 
-class Present:
+class Present(Collector):
     """Series that are read when somebody asks for them: what is the case now."""
 
     def __init__(self, slots: Counts, waiting: Callable[[], int], connected: Callable[[], bool]) -> None:
@@ -54,11 +56,12 @@ class Present:
         yield GaugeMetricFamily("puna_worker_bus_connected", "1 while NATS is there.", value=int(self._connected()))
 
 
-class Metrics:
+class Metrics(Happenings):
     """All series of one worker, in a registry of their own."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.registry = CollectorRegistry(auto_describe=False)
+        super().__init__(self.registry)
         registry = self.registry
         self.requests = Counter(
             "puna_worker_requests_total",
@@ -83,9 +86,6 @@ class Metrics:
         self.tokens = Counter(
             "puna_worker_tokens_total", "Tokens that engines counted.", ["model", "kind"], registry=registry
         )
-        self.engine_failures = Counter(
-            "puna_worker_engine_failures_total", "Engines that ended by themselves.", ["model"], registry=registry
-        )
         self.bus_sessions = Counter(
             "puna_worker_bus_sessions_total", "Connections to NATS that were made.", registry=registry
         )
@@ -99,22 +99,23 @@ class Metrics:
         self._text = b""
         self._made_at = float("-inf")
 
-    def add(self, present: Present) -> None:
+    def add(self, present: Collector) -> None:
         """Series that are made when they are read."""
-        self.registry.register(present)  # pyright: ignore[reportArgumentType]  any object with `collect` will do
+        self.registry.register(present)
 
     def ended(self, inference: Inference) -> None:
         """Count one attempt that ended."""
         work, summary, error = inference.work, inference.summary, inference.outcome
-        self.requests.labels(work.head.op, work.model, error.code if error else "ok").inc()
-        self.waited.labels(work.model).observe(max(summary.waited_s, 0.0))
-        self.service.labels(work.model).observe(summary.total_s)
+        model = self.model(work.model)
+        self.requests.labels(work.head.op, model, error.code if error else "ok").inc()
+        self.waited.labels(model).observe(max(summary.waited_s, 0.0))
+        self.service.labels(model).observe(summary.total_s)
         if summary.first_data_s is not None:
-            self.first_data.labels(work.model).observe(summary.first_data_s)
+            self.first_data.labels(model).observe(summary.first_data_s)
         for kind in ("prompt", "completion"):
             count = (summary.usage or {}).get(f"{kind}_tokens")
             if isinstance(count, int) and count > 0:
-                self.tokens.labels(work.model, kind).inc(count)
+                self.tokens.labels(model, kind).inc(count)
 
     def text(self) -> bytes:
         """What `/metrics` answers, made at most once a second."""

@@ -44,6 +44,7 @@ class NativeReply:
         self._unsent: list[tuple[bytes, Headers]] = []
         self._probe_at = 0.0
         self._over = False
+        self._said = False
         self._away = False
         self._absent = False
         self._away_since = 0.0
@@ -89,6 +90,16 @@ class NativeReply:
         if self._streaming or self._work.stream:
             self._send(b"")
 
+    @property
+    def untouched(self) -> bool:
+        """Nothing was sent, or waits to be."""
+        return not (self._over or self._said)
+
+    def withdraw(self) -> None:
+        """Somebody else will answer: say nothing from here on, and leave the claim as it is."""
+        self._over = True
+        self._body.clear()
+
     def _status_headers(self) -> Headers:
         return None if self._status < 400 else service_headers("the engine refused the request", self._status)
 
@@ -100,6 +111,7 @@ class NativeReply:
         return f"the answer is over {self._limit_bytes} bytes (NATS max_payload); ask for less, or with stream: true"
 
     def _send(self, payload: bytes, headers: Headers = None) -> None:
+        self._said = True
         if self._away or self._unsent:
             self._unsent.append((payload, headers))
             return

@@ -14,33 +14,32 @@ from bus.permissions import require_permissions
 from bus.topology import ensure
 from bus.watched import Tasks
 from schemas import topology
-from schemas.node import Device, Heartbeat, Pressure
 from web import Limits, Server
 from web.keys import Keyring as Keys
-from worker.accelerators import discover
-from worker.assignment import spec_of
-from worker.control import Control, Reach
+from worker.adoption import adoptable
+from worker.backend import Backend, Processes
+from worker.building import InUse, build_keeper
+from worker.confines import Confines
 from worker.devices import Devices
 from worker.engine import Engine
 from worker.enginespec import EngineBinary
 from worker.events import Events
-from worker.heartbeat import HeartbeatMaker, Heartbeats
 from worker.http import House, Pages
 from worker.inbox import Inbox
-from worker.loading import Loader
-from worker.metrics import Metrics, Present
-from worker.orphans import Notebook
-from worker.ports import PortPool
+from worker.metrics import Metrics
 from worker.pulse import Pulse
 from worker.replies import Replies
 from worker.serving import Serving
 from worker.settings import WorkerSettings
+from worker.telling import Telling
 
 log = logging.getLogger(__name__)
 
 NATS_WAIT_S: Final = 30.0
 """How long a worker that starts waits for NATS."""
 HTTP_GRACE_S: Final = 1.0
+BEGIN_WAIT_S: Final = 2.0
+"""How long the start waits for the models' files to be read; on a disk that hangs it goes on without."""
 _BUS_JOIN_S: Final = 0.0
 
 
@@ -53,20 +52,24 @@ class Node:
     """One worker. `ended` gets the reason when a part that must run has died, `leaving` is set when an operator asked
     it over NATS to drain and end."""
 
-    def __init__(self, settings: WorkerSettings, keys: Keys, binary: EngineBinary | None) -> None:
+    def __init__(
+        self, settings: WorkerSettings, keys: Keys, binary: EngineBinary | None, backend: Backend | None = None
+    ) -> None:
         self.http_url: str | None = None
         self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.leaving = asyncio.Event()
         self._settings = settings
         self._keys = keys
         self._binary = binary
+        self._backend = backend or Processes()
         self._clock = asyncio.get_running_loop().time
         self._tasks = Tasks(self._died)
         self._metrics = Metrics()
         self._stack = AsyncExitStack()
-        self._engines: dict[str, Engine] = {}
         self._devices = Devices(())
+        self._confines = Confines(settings)
         self._running = False
+        self._leave_engines = False
 
     # -- start -------------------------------------------------------------------------------------------------------
     async def start(self) -> None:
@@ -99,37 +102,35 @@ class Node:
     async def _find_devices(self) -> None:
         """In a thread: drivers and the engine's own list may take seconds."""
         argv = self._binary.argv if self._binary else ()
-        self._devices = Devices(await asyncio.to_thread(discover, argv, self._settings.accelerators))
+        found = await asyncio.to_thread(self._backend.discover, argv, self._settings.accelerators)
+        self._devices = Devices(found)
         await self._devices.read()
 
     async def _build(self) -> None:
         settings, bus = self._settings, self._bus
-        self._events = Events(bus, settings.node)
-        await asyncio.to_thread(Notebook(settings.state_folder / "engines").reap)
-        self._make_engines()
-        replies = self._replies = Replies(bus, settings.node, self._tasks, self._clock)
-        self._serving = Serving(
-            settings.node,
+        self._events = Events(bus, settings.node, self._metrics.told)
+        self._found = await asyncio.to_thread(adoptable, settings.state_folder)
+        await asyncio.to_thread(self._confines.begin, [each.engine_id for each in self._found])
+        self._replies = Replies(bus, settings.node, self._tasks, self._clock)
+        self._build_engines()
+        self._telling = Telling(
+            settings,
             bus,
-            self._engines,
-            replies=replies,
-            tasks=self._tasks,
+            self._keeper,
+            self._serving,
+            devices=self._devices,
+            confines=self._confines,
             metrics=self._metrics,
-            clock=self._clock,
-            on_change=self._changed,
+            events=self._events,
+            tasks=self._tasks,
+            boot_id=fresh_id(),
+            version=_version(),
+            leave=self.leaving.set,
         )
-        self._metrics.add(Present(self._serving.slots, lambda: len(self._serving.waiting), lambda: bus.connected))
-        self._maker = HeartbeatMaker(
-            settings.node, fresh_id(), _version(), self._engines, self, labels=settings.labels, region=settings.region
-        )
-        self._heartbeats = Heartbeats(bus, self._maker.next, settings.node, self._metrics.heartbeats_failed.inc)
-        leave = self.leaving.set
-        reach = Reach(settings, self._engines, self._serving, self._maker.beat, self._tasks, leave)
-        self._control = Control(bus, _version(), reach)
+        self._maker, self._heartbeats = self._telling.maker, self._telling.heartbeats
         self._inbox = Inbox(
             bus,
             settings.node,
-            self._engines,
             self._serving,
             tasks=self._tasks,
             clock=self._clock,
@@ -141,36 +142,33 @@ class Node:
         bus.on_session(self._ensure_topology)
         bus.on_session(self._heartbeats.session)
 
-    def _make_engines(self) -> None:
-        settings = self._settings
-        ports = PortPool(*settings.engine.port_range, cooldown_s=settings.engine.port_cooldown_s)
-        loader = Loader(
-            settings.state_folder / "loads",
-            self._read_devices,
-            check=settings.memory_check,
-            reserved_bytes=settings.reserved_memory_bytes,
+    def _build_engines(self) -> None:
+        """Whoever starts engines, and whoever gives them work."""
+        settings, in_use = self._settings, InUse()
+        self._keeper = build_keeper(
+            settings,
+            self._binary,
+            self._devices,
+            self._confines,
+            in_use,
+            launch=self._backend.launch,
+            tasks=self._tasks,
+            clock=self._clock,
+            on_change=self._engine_changed,
+            tell=self._events.tell,
         )
-        for number, model in enumerate(settings.models if self._binary else ()):
-            spec = spec_of(model, settings, self._devices.current, self._devices.accelerators)
-            self._engines[model.model] = Engine(
-                f"engine-{number}",
-                spec,
-                self._require_binary(),
-                ports=ports,
-                state_dir=settings.state_folder,
-                settings=settings.engine,
-                loader=loader,
-                on_change=self._engine_changed,
-            )
-
-    async def _read_devices(self) -> tuple[Device, ...]:
-        await self._devices.read()
-        return self._devices.current
-
-    def _require_binary(self) -> EngineBinary:
-        if self._binary is None:
-            raise RuntimeError("a node without an engine program has no engines")
-        return self._binary
+        self._serving = in_use.serving = Serving(
+            settings.node,
+            self._bus,
+            self._keeper,
+            replies=self._replies,
+            tasks=self._tasks,
+            metrics=self._metrics,
+            clock=self._clock,
+            on_change=self._changed,
+            device_limit=settings.max_pending_requests_per_device,
+            spill_after_s=settings.spill_after_s,
+        )
 
     async def _listen(self, stack: AsyncExitStack) -> None:
         """Everything that lets requests in, the HTTP first: its address is in the first heartbeat."""
@@ -181,16 +179,17 @@ class Node:
         stack.push_async_callback(server.stop, HTTP_GRACE_S)
         shown = f"[{host}]" if ":" in host else host
         self.http_url = self._maker.http = f"http://{shown}:{port}"
-        for engine in self._engines.values():
-            engine.want()
+        await self._begin()
         self._pulse.start()
         stack.callback(self._pulse.stop)
-        await self._control.start()
-        stack.push_async_callback(self._control.stop)
+        await self._telling.start(stack)
         await self._inbox.start()
         stack.push_async_callback(self._inbox.stop)
-        self._tasks.start_vital("heartbeats", self._heartbeats.run())
-        self._tasks.start_vital("devices", self._devices.run())
+
+    async def _begin(self) -> None:
+        """The engines that are to be there from the start."""
+        begun = self._tasks.start("begin", self._keeper.begin(self._found))
+        await asyncio.wait({begun}, timeout=BEGIN_WAIT_S)
 
     def _house(self) -> House:
         return House(
@@ -215,52 +214,34 @@ class Node:
 
     def _engine_changed(self, engine: Engine) -> None:
         self._events.engine(engine)
-        if engine.state == "crashed":
-            self._metrics.engine_failures.labels(engine.spec.model).inc()
-        if engine.state == "ready":
-            self._tasks.start(f"measure {engine.engine_id}", self._measure(engine))
-        self._serving.refresh(engine.spec.model)
-
-    async def _measure(self, engine: Engine) -> None:
-        await engine.measure()
+        self._metrics.engine_changed(engine)
+        if self._running or engine.engine_id in self._keeper.engines:
+            self._serving.engine_changed(engine)
         self._heartbeats.changed()
 
-    def _changed(self) -> None:
+    def _changed(self, model: str) -> None:
         if self._running:
-            self._inbox.want()
+            self._inbox.want_for(model)
+        self._keeper.stir()
         self._heartbeats.changed()
 
     def _tick(self, now: float) -> None:
         self._metrics.loop_lag.set(self._pulse.lag_s)
         self._replies.tick(now)
         self._serving.tick(now)
+        self._inbox.tick(now)
+        self._keeper.tick(now)
 
     def _died(self, task: str) -> None:
         log.critical("part_died", extra={"event": "part_died", "task": task})
         if not self.ended.done():
             self.ended.set_result(task)
 
-    # -- what the heartbeat asks -------------------------------------------------------------------------------------
-    def devices(self) -> tuple[Device, ...]:
-        """Devices with their figures."""
-        return self._devices.current
-
-    def pressure(self) -> Pressure:
-        """How much is going on."""
-        return self._serving.pressure()
-
-    def busy(self, model: str) -> int:
-        """Slots of the model in use."""
-        return self._serving.slots.busy(model)
-
-    def beat(self) -> Heartbeat:
-        """The heartbeat of now."""
-        return self._maker.beat()
-
     # -- the end -----------------------------------------------------------------------------------------------------
     async def drain(self, limit_s: float) -> None:
         """Take nothing new, and let what runs end within `limit_s`."""
         self._maker.draining = True
+        self._keeper.close()
         self._serving.close()
         await self._inbox.stop()
         self._heartbeats.changed()
@@ -272,11 +253,13 @@ class Node:
         except TimeoutError:
             log.warning("drain_limit", extra={"event": "drain_limit", "active": self._serving.active})
 
-    async def stop(self) -> None:
-        """End what still runs, leave the fleet, stop the engines. Safe to call twice."""
+    async def stop(self, *, leave_engines: bool = False) -> None:
+        """End what still runs, leave the fleet, stop the engines or leave them to the next worker. Safe to call
+        twice."""
         if not self._running:
             return
         self._running = False
+        self._leave_engines = leave_engines
         self._serving.close()
         await self._inbox.stop()
         self._serving.abandon_all()
@@ -285,7 +268,7 @@ class Node:
         log.info("node_stopped", extra={"event": "node_stopped", "node": self._settings.node})
 
     async def _stop_engines(self) -> None:
-        await asyncio.gather(*(engine.stop() for engine in self._engines.values()))
+        await self._keeper.stop(leave=self._leave_engines)
 
 
 def _version() -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -23,17 +23,47 @@ class Order(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class LogsOrder(Order):
-    """Which engine's last lines, and how many. `model` may be left out on a node with one engine."""
+class EngineOrder(Order):
+    """Which engine: by its id, or by its model if that has one here; neither, the only one of the node where the verb
+    allows it."""
 
     model: str | None = None
+    engine: str | None = None
+
+
+class LogsOrder(EngineOrder):
+    """Whose last lines, how many, and whether those that come are sent too."""
+
     lines: int = Field(default=100, ge=1, le=LINES_LIMIT)
+    follow: bool = False
 
 
-class RestartOrder(Order):
+class RestartOrder(EngineOrder):
     """Which engine to start again."""
 
+
+class UnloadOrder(EngineOrder):
+    """One engine, or all of a model."""
+
+
+class LoadOrder(Order):
+    """One engine of `model`, on exactly these devices if any are given."""
+
     model: str
+    devices: tuple[str, ...] = Field(default=(), max_length=64)
+
+
+class ExplainOrder(Order):
+    """The model to explain."""
+
+    model: str
+
+
+class PageOrder(Order):
+    """A page of an engine's own HTTP."""
+
+    engine: str
+    path: Literal["/props", "/slots"]
 
 
 def read_order(kind: type[AnyOrder], payload: bytes) -> AnyOrder:

@@ -1,28 +1,26 @@
-"""Engines of an earlier life: noted on disk when they start, ended when the next life begins.
+"""Engines that run, noted on disk, so that the next life of a worker can take them over or end them.
 
-A pid alone may be anybody's. A process is ended only if it began when the note says, or carries the engine's random tag
-in its environment, and only if the worker that started it is gone.
+A note is a file of this user's alone, for it holds the engine's key. One that cannot be written costs no more than
+that: the engine runs, and cannot be taken over.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import signal
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
 import orjson
-import psutil
 
-from worker.spawn import TAG_VARIABLE
+from worker.remains import Remains, end_remains, is_same, started_at
 
 log = logging.getLogger(__name__)
 
-_SAME_START_S: Final = 0.05
-_GONE_TIMEOUT_S: Final = 5.0
+HOME_VARIABLE: Final = "PUNA_ENGINE_HOME"
+"""Environment variable of an engine: the notebook that it is noted in, so that one that is not noted is found too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +33,47 @@ class Note:
     port: int
     worker_pid: int
     worker_started_at: float
+    minder_pid: int = 0
+    minder_started_at: float = 0.0
+    socket: str = ""
+    key: str = ""
+    fingerprint: str = ""
+    """Of build, model, flags and pinned environment (`adoption.fingerprint`)."""
+    model: str = ""
+    devices: tuple[str, ...] = ()
+    slots: int = 1
+    context_tokens: int | None = None
+    """As it was decided for this start."""
+    ready: bool = False
+    load_seconds: float | None = None
+    scratch: str | None = None
+    cgroup: str | None = None
 
     @staticmethod
-    def of(pid: int, tag: str, port: int) -> Note | None:
-        """The note of a process just started by this one; None if it has ended already."""
-        try:
-            return Note(pid, _started_at(pid), tag, port, os.getpid(), _started_at(os.getpid()))
-        except psutil.NoSuchProcess:
-            return None
+    def of(pid: int, tag: str, port: int, **more: Any) -> Note | None:
+        """The note of a process just started for this one; None if it has ended already."""
+        began, mine = started_at(pid), started_at(os.getpid())
+        return None if began is None or mine is None else Note(pid, began, tag, port, os.getpid(), mine, **more)
+
+    @property
+    def remains(self) -> Remains:
+        """By what its processes are known."""
+        return Remains(self.pid, self.started_at, self.tag)
+
+    @property
+    def worker_lives(self) -> bool:
+        """Whether the worker that wrote it is still there, perhaps frozen."""
+        return is_same(self.worker_pid, self.worker_started_at)
+
+    @property
+    def of_another_worker(self) -> bool:
+        """Whether another worker that lives looks after it."""
+        return self.worker_pid != os.getpid() and self.worker_lives
+
+    @property
+    def runs(self) -> bool:
+        """Whether the engine is still there."""
+        return is_same(self.pid, self.started_at)
 
 
 class Notebook:
@@ -51,27 +82,52 @@ class Notebook:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
+    @property
+    def home(self) -> str:
+        """Its name among the notebooks of this host: the folder's whole path."""
+        return str(self._folder.absolute())
+
     def write(self, engine_id: str, note: Note) -> None:
-        """Remember an engine. Whole or not at all."""
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        """Remember an engine. Whole or not at all; that it could not be written is logged."""
         path = self._path(engine_id)
         fresh = path.with_suffix(".new")
-        fresh.write_bytes(orjson.dumps(asdict(note)))
-        fresh.replace(path)
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            fresh.unlink(missing_ok=True)
+            fresh.touch(mode=0o600, exist_ok=False)
+            fresh.write_bytes(orjson.dumps(asdict(note)))
+            fresh.replace(path)
+        except OSError as error:
+            fields = {"event": "engine_note_unwritten", "engine": engine_id, "reason": error.strerror}
+            log.warning("an engine cannot be noted: no later worker takes it over", extra=fields)
+            self.erase(engine_id)
 
     def erase(self, engine_id: str) -> None:
         """Forget an engine that is gone. May be called twice."""
-        self._path(engine_id).unlink(missing_ok=True)
+        for path in (self._path(engine_id), self._path(engine_id).with_suffix(".new")):
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                fields = {"event": "engine_note_stays", "engine": engine_id, "reason": error.strerror}
+                log.warning("the note of an engine that is gone stays", extra=fields)
 
-    def reap(self) -> list[int]:
-        """End what earlier lives left, wait until it is gone, return the pids. Blocks; call before engines start."""
+    def notes(self) -> Mapping[str, Note | None]:
+        """All notes by engine id; None for one that cannot be read."""
+        return {path.stem: _read(path) for path in sorted(self._folder.glob("*.engine"))}
+
+    def reap(self, *, keep: frozenset[str] = frozenset()) -> list[int]:
+        """End what earlier lives left, but for the engines of `keep`; wait until it is gone, return the pids.
+
+        Blocks; call before engines start. An engine whose worker lives is left alone.
+        """
         ended: list[int] = []
-        for path in sorted(self._folder.glob("*.engine")):
-            note = _read(path)
-            if note is not None and _is_same(note.worker_pid, note.worker_started_at):
+        for engine_id, note in self.notes().items():
+            if engine_id in keep or (note is not None and note.worker_lives):
                 continue
-            ended += _end(note) if note is not None else []
-            path.unlink(missing_ok=True)
+            ended += end_remains(note.remains) if note is not None else []
+            if note is not None and note.socket:
+                Path(note.socket).unlink(missing_ok=True)
+            self.erase(engine_id)
         return ended
 
     def _path(self, engine_id: str) -> Path:
@@ -81,40 +137,9 @@ class Notebook:
 def _read(path: Path) -> Note | None:
     try:
         raw: dict[str, Any] = orjson.loads(path.read_bytes())
-        return Note(**{field.name: raw[field.name] for field in fields(Note)})
+        known: dict[str, Any] = {field.name: raw[field.name] for field in fields(Note) if field.name in raw}
+        known["devices"] = tuple(known.get("devices", ()))
+        return Note(**known)
     except (ValueError, KeyError, TypeError, OSError) as error:
         log.warning("a note about an engine cannot be read", extra={"event": "engine_note_bad", "error": str(error)})
         return None
-
-
-def _end(note: Note) -> list[int]:
-    """SIGKILL for the engine and whatever carries its tag: its worker is gone, so nobody waits for its work."""
-    doomed = [process for process in psutil.process_iter() if _belongs(process, note)]
-    for process in doomed:
-        with suppress(psutil.NoSuchProcess):
-            process.send_signal(signal.SIGKILL)  # psutil checks once more that the pid was not reused
-    _, left = psutil.wait_procs(doomed, timeout=_GONE_TIMEOUT_S)
-    for process in left:
-        log.error("an orphaned engine does not end", extra={"event": "engine_orphan_stuck", "pid": process.pid})
-    return [process.pid for process in doomed]
-
-
-def _belongs(process: psutil.Process, note: Note) -> bool:
-    try:
-        if process.pid == note.pid and abs(process.create_time() - note.started_at) < _SAME_START_S:
-            return process.status() != psutil.STATUS_ZOMBIE
-        return process.create_time() >= note.started_at - 1 and process.environ().get(TAG_VARIABLE) == note.tag
-    except psutil.Error:
-        return False
-
-
-def _is_same(pid: int, started_at: float) -> bool:
-    try:
-        process = psutil.Process(pid)
-        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - started_at) < _SAME_START_S
-    except psutil.Error:
-        return False
-
-
-def _started_at(pid: int) -> float:
-    return psutil.Process(pid).create_time()

@@ -73,6 +73,20 @@ class PortPool:
             "after use; widen port_range"
         )
 
+    def reclaim(self, port: int) -> PortLease | None:
+        """The lease of a port that an engine of an earlier life still has; None if another worker holds it."""
+        file = os.open(self._path(port), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(file)
+            return None
+        return PortLease(port, file)
+
+    def _path(self, port: int) -> Path:
+        self._folder = self._folder or shared_folder()
+        return self._folder / f"{port}.lease"
+
     def _candidates(self) -> Iterator[int]:
         """Every port once, from a random start: workers that start together do not queue up for the same one."""
         count = self.last - self.first + 1
@@ -80,8 +94,7 @@ class PortPool:
         return (self.first + (start + step) % count for step in range(count))
 
     def _try(self, port: int) -> PortLease | None:
-        self._folder = self._folder or shared_folder()
-        path = self._folder / f"{port}.lease"
+        path = self._path(port)
         is_new = not path.exists()
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:

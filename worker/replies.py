@@ -11,7 +11,7 @@ from bus.connection import Bus, Message
 from bus.watched import Tasks
 from schemas.errors import BusUnavailable
 from schemas.frame import BadFrame
-from schemas.reply import Accept, decode_credit
+from schemas.reply import decode_credit
 from worker.framed import FramedReply
 from worker.native import NativeReply
 from worker.reply import BusReply
@@ -43,11 +43,11 @@ class Replies:
     def __len__(self) -> int:
         return sum(len(each) for each in self._replies.values())
 
-    def make(self, work: Work, accept: Accept) -> BusReply:
-        """The reply of the kind that the request asks for."""
+    def make(self, work: Work, accept: bytes) -> BusReply:
+        """The reply of the kind that the request asks for; `accept` as `accept_of` gives it."""
         reply: BusReply
         if work.head.framed:
-            reply = FramedReply(self._bus, self._watch, self._tasks, work, accept, self._clock)
+            reply = FramedReply(self._bus, self._watch, work, accept, self._clock)
         else:
             reply = NativeReply(self._bus, self._watch, work, self._clock)
         self._replies.setdefault(reply.token, []).append(reply)

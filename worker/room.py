@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +10,13 @@ from schemas.node import Device
 from worker.memory import gib
 
 MemoryCheck = Literal["refuse", "warn", "off"]
+Reserve = Callable[[Device], int]
+"""Bytes of a device that are kept free of engines."""
+
+
+def no_reserve(device: Device) -> int:
+    """Everything may be given."""
+    return 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +52,9 @@ class Room:
 
 
 def room(
-    names: tuple[str, ...], devices: Iterable[Device], claims: Iterable[Claim], reserved_bytes: int
+    names: tuple[str, ...], devices: Iterable[Device], claims: Iterable[Claim], reserve: Reserve = no_reserve
 ) -> Room | None:
-    """The room on the devices `names`, of each of which `reserved_bytes` are kept; None if one of them is not known.
+    """The room on the devices `names`, less what is kept of each; None if one of them is not known.
 
     A claim on several devices is taken to be spread evenly over them.
     """
@@ -56,7 +63,7 @@ def room(
         return None
     free_bytes = sum(seen[name].memory_free_bytes for name in names)
     claimed = sum(claim.size_bytes * _shared(claim.devices, names) // len(claim.devices) for claim in claims)
-    return Room(names, free_bytes, reserved_bytes * len(names), claimed)
+    return Room(names, free_bytes, sum(reserve(seen[name]) for name in names), claimed)
 
 
 def out_of_use(names: tuple[str, ...], devices: Iterable[Device]) -> str | None:

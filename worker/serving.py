@@ -6,65 +6,61 @@ The one owner of what runs on this node. All but the way into the line is plain 
 from __future__ import annotations
 
 import asyncio
-import logging
-import statistics
-from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import Final, Protocol
+from collections.abc import Callable, Collection
+from functools import partial
+from typing import Final
 
 from bus.connection import Bus
 from bus.watched import Tasks
-from schemas.errors import Cancelled, DeadlineExceeded, ModelLoading, PunaError, Unavailable
+from schemas.demand import SPILL_AFTER_S
+from schemas.errors import Cancelled, PunaError, Unavailable
 from schemas.node import Pressure
-from schemas.reply import Accept
-from schemas.subjects import INTERACTIVE
-from web.client import Client
+from worker.appetite import Appetite
+from worker.deaths import Deaths, Suspects
 from worker.dispatcher import Decision, Question, decide
-from worker.enginespec import EngineSpec
+from worker.engines import Engines, ServingEngine
+from worker.hold import Hold
 from worker.inference import Inference
+from worker.line import Line
 from worker.metrics import Metrics
+from worker.offer import accept_of
 from worker.replies import Replies
 from worker.reply import Reply
+from worker.requestlog import facts_of, tell
+from worker.secondtry import SecondTry
 from worker.slots import Slots
-from worker.waiting import Waiting, WaitingRoom
+from worker.starts import Grounds, Starts
+from worker.tally import Tally
+from worker.waiting import WaitingRoom
 from worker.work import Work
 
-log = logging.getLogger(__name__)
-
-SERVICE_TIMES_KEPT: Final = 64
 OWN_PIECE_BYTES: Final = 1 << 16
 
 
-class ServingEngine(Protocol):
-    """What serving needs of an engine."""
-
-    engine_id: str
-    spec: EngineSpec
-
-    @property
-    def client(self) -> Client | None:
-        """The way to it while it is ready."""
-        ...
-
-
 class Serving:
-    """Everything that runs or waits here. `on_change` is called when slots are taken or freed."""
+    """Everything that runs or waits here. `on_change(model)` is called when slots of a model are taken or freed."""
 
     def __init__(
         self,
         node: str,
         bus: Bus,
-        engines: Mapping[str, ServingEngine],
+        engines: Engines,
         *,
         replies: Replies,
         tasks: Tasks,
         metrics: Metrics,
         clock: Callable[[], float],
-        on_change: Callable[[], None],
+        on_change: Callable[[str], None],
+        device_limit: int | None = None,
+        spill_after_s: float = SPILL_AFTER_S,
     ) -> None:
-        self.slots = Slots({model: engine.spec.slots for model, engine in engines.items()})
         self.waiting = WaitingRoom()
+        self.slots = Slots(clock, device_limit=device_limit, waiting=self.waiting.count, on_yield=self.refresh)
+        self.appetite = Appetite()
+        grounds = Grounds(engines, self.slots, self.appetite)
+        self.starts = Starts(
+            bus, node, grounds, tasks=tasks, clock=clock, on_change=on_change, spill_after_s=spill_after_s
+        )
         self.idle = asyncio.Event()
         """Set while nothing runs here."""
         self.idle.set()
@@ -76,42 +72,69 @@ class Serving:
         self._metrics = metrics
         self._clock = clock
         self._on_change = on_change
+        self._line = Line(bus)
+        self._hold = Hold(engines, self.slots, self.starts, self.waiting, self._refuse)
+        self._deaths = Deaths()
+        self._second_try = SecondTry(self._deaths, self._line, tasks=tasks, clock=clock, refuse=self._refuse)
+        self._suspects = Suspects()
+        self._tally = Tally()
+        self._known: dict[str, ServingEngine] = {}
         self._running: dict[str, Inference] = {}
-        self._service_s: deque[float] = deque(maxlen=SERVICE_TIMES_KEPT)
-        self._completed = self._failed = 0
+
+    def serves(self, model: str) -> bool:
+        """Whether requests for the model can be served here, now or after a start."""
+        return self._engines.serves(model)
+
+    @property
+    def models(self) -> Collection[str]:
+        """Models for which that is so."""
+        return self._engines.models
 
     # -- requests come -----------------------------------------------------------------------------------------------
     def take(self, work: Work, reply: Reply | None = None) -> None:
         """One request. `reply` is where an answer goes that does not travel over NATS."""
-        decision = decide(self._question(work))
+        if self.waiting and self._hold.again(work):
+            return
+        engine = self._pick(work)
+        decision = decide(self._question(work, engine))
         if decision.ends_older:
             self._running[work.head.request_id].abandon(Cancelled("a later attempt at the request came"))
-        self._act(decision, work, reply)
+            engine = self._pick(work)
+            decision = decide(self._question(work, engine))
+        self._act(decision, work, reply, engine)
+        self._metrics.decisions.labels(work.origin, decision.verb).inc()
 
-    def _question(self, work: Work) -> Question:
+    def _pick(self, work: Work) -> str | None:
+        return self.slots.pick(work.model, work.head.engine, self._suspects.closed_to(work))
+
+    def _question(self, work: Work, engine: str | None) -> Question:
         model, running = work.model, self._running.get(work.head.request_id)
-        engine = self._engines.get(model)
         return Question(
             origin=work.origin,
             node=self._node,
             model=model,
             framed=work.head.framed,
-            serves=engine is not None,
-            free=self.slots.free(model),
-            ready=engine is not None and engine.client is not None,
+            serves=engine is not None or self._engines.serves(model),
+            free=0 if engine is None else 1,
+            ready=engine is not None or self.slots.ready(model),
             draining=self.slots.closed,
             time_left_s=work.deadline_at - self._clock(),
             waiting=self.waiting.count(model),
             epoch=work.head.epoch,
             running_epoch=running.work.head.epoch if running else None,
+            here=engine is not None or self.slots.serves(model),
+            may_hold=engine is None and work.origin == "line" and self.starts.cost(model) is not None,
+            may_wait=engine is not None or self.slots.may_wait(model),
+            suspect=work.head.deaths > 0,
         )
 
-    def _act(self, decision: Decision, work: Work, reply: Reply | None) -> None:
-        self._metrics.decisions.labels(work.origin, decision.verb).inc()
-        if decision.verb == "serve":
-            self._serve(work, reply or self._bus_reply(work))
+    def _act(self, decision: Decision, work: Work, reply: Reply | None, engine: str | None) -> None:
+        if decision.verb == "serve" and engine is not None:
+            self._serve(work, reply, engine)
         elif decision.verb == "wait" and reply is not None:
-            self.waiting.add(Waiting(work, reply))
+            self._hold.wait(work, reply)
+        elif decision.verb == "hold":
+            self._hold.hold(work)
         elif decision.verb == "give_back":
             work.claim.give_back(decision.delay_s)
         elif decision.verb == "line":
@@ -119,93 +142,69 @@ class Serving:
         elif decision.verb == "drop":
             work.claim.settle()
         elif decision.error is not None:
-            self._refuse(work, reply or self._bus_reply(work), decision.error)
+            self._refuse(work, reply, decision.error)
 
-    def _bus_reply(self, work: Work) -> Reply:
-        engine = self._engines.get(work.model)
+    def _bus_reply(self, work: Work, engine: ServingEngine | None = None) -> Reply:
         if engine is None:
-            return self._replies.make(work, Accept(node=self._node))
+            return self._replies.make(work, accept_of(self._node))
         device = ",".join(engine.spec.devices)
-        return self._replies.make(work, Accept(node=self._node, engine=engine.engine_id, device=device))
+        return self._replies.make(work, accept_of(self._node, engine.engine_id, device))
 
-    def _serve(self, work: Work, reply: Reply) -> None:
-        client = self._engines[work.model].client
+    def _serve(self, work: Work, reply: Reply | None, engine_id: str) -> None:
+        engine = self._engines.engines[engine_id]
+        client = engine.client
         if client is None:
             return self._refuse(work, reply, Unavailable(f"the engine of {work.model} has just stopped"))
-        piece_bytes = self._bus.max_payload // 4 if work.origin != "http" else OWN_PIECE_BYTES
-        inference = Inference(work, reply, self._done, piece_bytes=piece_bytes, clock=self._clock)
-        self.slots.take(work.model, inference)
+        inference = Inference(
+            work,
+            partial(self._done, engine_id),
+            piece_bytes=self._bus.max_payload // 4 if work.origin != "http" else OWN_PIECE_BYTES,
+            clock=self._clock,
+            explain=partial(self._second_try.explain, engine_id, client),
+        )
+        inference.begin(client)
+        self.slots.take(engine_id, inference)
+        self._suspects.enter(engine_id, work, inference)
         self._running[work.head.request_id] = inference
         self.idle.clear()
-        inference.begin(client)
-        self._on_change()
+        self._engines.used(work.model)
+        inference.answer_to(reply or self._bus_reply(work, engine))
+        self._on_change(work.model)
         return None
 
-    def _refuse(self, work: Work, reply: Reply, error: PunaError) -> None:
+    def _refuse(self, work: Work, reply: Reply | None, error: PunaError) -> None:
         work.claim.settle()
-        reply.error(error)
-        self._tell(work, error, {})
+        (reply or self._bus_reply(work)).error(error)
+        tell(work, error)
 
     async def _into_line(self, work: Work) -> None:
         """A request that no slot is free for goes to whoever has one first."""
-        left_s = work.deadline_at - self._clock()
-        head = replace(work.head, deadline_s=max(left_s, 0.001))
-        names = self._bus.names
+        if not self.slots.ready(work.model):
+            self._line.demand(work.model)
         try:
-            await self._bus.js_publish(
-                names.queue(INTERACTIVE, work.model),
-                work.body,
-                headers=head.headers(),
-                msg_id=f"{head.request_id}.{head.epoch}",
-                ttl_s=max(left_s, 1.0),
-            )
+            await self._line.put(work, work.deadline_at - self._clock())
         except PunaError as error:
-            self._refuse(work, self._bus_reply(work), error)
+            self._refuse(work, None, error)
 
     # -- requests end ------------------------------------------------------------------------------------------------
-    def _done(self, inference: Inference) -> None:
+    def _done(self, engine_id: str, inference: Inference) -> None:
         work, error = inference.work, inference.outcome
-        self.slots.release(work.model, inference)
+        self.slots.release(engine_id, inference)
+        self._suspects.leave(inference)
         if self._running.get(work.head.request_id) is inference:
             del self._running[work.head.request_id]
         if not self.slots.busy_total:
             self.idle.set()
-        if error is None:
-            self._completed += 1
-            self._service_s.append(inference.summary.total_s)
-        elif not isinstance(error, Cancelled):
-            self._failed += 1
+        self._tally.ended(error, inference.summary.total_s)
         self._metrics.ended(inference)
-        self._tell(work, error, _facts(inference))
+        tell(work, error, facts_of(inference, engine_id))
         self.refresh(work.model)
-
-    def _tell(self, work: Work, error: PunaError | None, facts: dict[str, object]) -> None:
-        """The one log line of a request: names and numbers."""
-        line: dict[str, object] = {
-            "event": "request",
-            "request": work.head.request_id,
-            "epoch": work.head.epoch,
-            "model": work.model,
-            "op": work.head.op,
-            "origin": work.origin,
-            "tenant": work.head.tenant,
-            "outcome": error.code if error else "ok",
-        }
-        log.info("request", extra=line | facts)
-
-    def refresh(self, model: str) -> None:
-        """The model's engine or slots changed: who waits here comes first."""
-        engine = self._engines[model]
-        self.slots.set_ready(model, engine.client is not None)
-        while self.slots.free(model) > 0 and (next_one := self.waiting.next(model)) is not None:
-            self._serve(next_one.work, next_one.reply)
-        self._on_change()
 
     def cancel(self, request_id: str, epoch: int | None, error: PunaError | None = None) -> bool:
         """End the work on a request, of one epoch or of any. False if it is not here."""
         why = error or Cancelled("the request was cancelled")
         found = self.waiting.find(request_id)
-        if found is not None and self.waiting.remove(found):
+        if found is not None and epoch in (None, found.work.head.epoch) and self.waiting.remove(found):
             self._refuse(found.work, found.reply, why)
             return True
         running = self._running.get(request_id)
@@ -214,23 +213,49 @@ class Serving:
         running.abandon(why)
         return True
 
+    # -- engines and slots -------------------------------------------------------------------------------------------
+    def engine_changed(self, engine: ServingEngine) -> None:
+        """An engine came, got ready, stopped being so, or is no longer one of this node's."""
+        engine_id, model = engine.engine_id, engine.spec.model
+        known = self._known.get(engine_id) is engine
+        if self._engines.engines.get(engine_id) is engine:
+            if not known:
+                self._known[engine_id] = engine
+                self.slots.add(engine_id, model, engine.spec.slots, engine.spec.devices)
+            self.slots.set_ready(engine_id, engine.client is not None)
+        elif known:  # not for the last words of one whose id another engine has by now
+            del self._known[engine_id]
+            self.slots.remove(engine_id)
+        self._deaths.changed(engine)
+        self._hold.engine_changed(engine)
+        self.refresh(model)
+
+    def refresh(self, model: str) -> None:
+        """The model's engines or slots changed: who waits here comes first."""
+        if self.waiting and self.slots.free(model):
+            self._serve_waiting(model)
+        self._on_change(model)
+
+    def _serve_waiting(self, model: str) -> None:
+        """One that no engine may take now, as a suspect, is passed over."""
+        now = self._clock()
+        for waiting in self.waiting.of(model):
+            if waiting.work.claim.lost(now):
+                self._hold.let_go(waiting)
+                continue
+            engine = self._pick(waiting.work)
+            if engine is not None and self.waiting.remove(waiting):
+                self._serve(waiting.work, waiting.reply, engine)
+
     # -- time and the end --------------------------------------------------------------------------------------------
     def tick(self, now: float) -> None:
         """Deadlines, and what replies have to do."""
         for inference in tuple(self._running.values()):
             inference.tick(now)
-        for each in self.waiting:
-            each.reply.tick(now)
-            if now >= each.work.deadline_at and self.waiting.remove(each):
-                self._refuse(each.work, each.reply, self._too_late(each.work.model))
-        for inference in tuple(self._running.values()):
             if inference.work.origin == "http":
                 inference.reply.tick(now)
-
-    def _too_late(self, model: str) -> PunaError:
-        if self._engines[model].client is None:
-            return ModelLoading(f"{model} was not ready before the request's deadline", retry_after_s=5.0)
-        return DeadlineExceeded(f"no slot of {model} was free before the request's deadline")
+        self._hold.tick(now)
+        self.starts.tick(now)
 
     @property
     def active(self) -> int:
@@ -240,9 +265,7 @@ class Serving:
     def close(self) -> None:
         """Nothing new is served from here on; what waits is refused."""
         self.slots.closed = True
-        for each in self.waiting:
-            self.waiting.remove(each)
-            self._refuse(each.work, each.reply, Unavailable(f"node {self._node} is draining", retry_after_s=1.0))
+        self._hold.empty(Unavailable(f"node {self._node} is draining", retry_after_s=1.0))
 
     def abandon_all(self) -> None:
         """What still runs ends now, with an error that another node may mend."""
@@ -251,23 +274,4 @@ class Serving:
 
     def pressure(self) -> Pressure:
         """For the heartbeat."""
-        median = statistics.median(self._service_s) if self._service_s else None
-        return Pressure(
-            active=self.active,
-            waiting=len(self.waiting),
-            completed_total=self._completed,
-            failed_total=self._failed,
-            service_seconds_median=median,
-        )
-
-
-def _facts(inference: Inference) -> dict[str, object]:
-    summary = inference.summary
-    first_s = summary.first_data_s
-    return {
-        "status": inference.status,
-        "waited_ms": round(summary.waited_s * 1000, 1),
-        "first_data_ms": None if first_s is None else round(first_s * 1000, 1),
-        "total_ms": round(summary.total_s * 1000, 1),
-        "bytes_out": inference.bytes_out,
-    }
+        return self._tally.pressure(active=self.active, waiting=len(self.waiting))

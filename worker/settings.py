@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import re
@@ -13,13 +14,17 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, f
 
 from bus.settings import NatsSettings, environment_of
 from schemas.config import load, words
+from schemas.demand import SPILL_AFTER_S
 from schemas.errors import InvalidName
 from schemas.subjects import check_model_id, check_node_id
 from web.address import split_address
 from web.keys import Keyring, keys_for
 from worker.accelerators.choice import AcceleratorSettings
+from worker.accelerators.shares import MEMORY_ALIGN_BYTES, amount
 from worker.enginespec import EngineSettings, FlagValue
+from worker.limits import EngineLimits, LimitSettings
 from worker.room import MemoryCheck
+from worker.scopes import StatisticsSettings
 
 _REMEDY: Final = "set http.api_keys_file (PUNA_HTTP__API_KEYS_FILE=FILE), or set PUNA_HTTP__API_KEYS=KEY"
 
@@ -46,8 +51,24 @@ class ModelSettings(Group):
     """llama-server's own long flags, with or without their dashes."""
     environment: dict[str, str] = Field(default_factory=dict[str, str])
     devices: Annotated[tuple[str, ...], BeforeValidator(words)] = ()
-    """`cuda:0`, `cpu:0`…; unset: all GPUs that the engine sees, the CPU where there is none."""
+    """The devices that an engine of it may run on, in the order of preference: `cuda:1,cuda:0`. Unset: any GPU that the
+    engine program sees, the one with most free memory first; the CPU where there is none."""
+    devices_per_engine: int | None = Field(default=None, ge=1, le=64)
+    """Each engine of it is spread over so many devices (tensor split). Unset: one, or the fewest that can hold it."""
+    max_engines: int | None = Field(default=None, ge=1)
+    """Engines of it that this node may have at once. Unset: one on each of its devices."""
+    cpu_fallback: bool = False
+    """Whether it may run on the CPU of a node with GPUs, if it can never run on them. Slow, and said as it happens."""
+    pinned: bool = False
+    """Started with the node, started again when it is not there, and never stopped to make room."""
+    preload: bool | None = None
+    """Whether its engine is started with the node. Unset: yes, if it fits beside those named before it; the others stay
+    on disk and are started when they are asked for."""
+    idle_ttl_s: float | None = Field(default=None, gt=0)
+    """An engine that had no request for this long is stopped, unless it is pinned; unset: the node's `idle_ttl_s`."""
     threads: int | None = Field(default=None, ge=1)
+    limits: EngineLimits = Field(default_factory=EngineLimits)
+    """What is set here counts instead of the node's."""
 
     @field_validator("model")
     @classmethod
@@ -125,6 +146,27 @@ class WorkerSettings(Group):
     `refuse` on GPUs, `warn` on the CPU and for models that flags put on a GPU only in part."""
     reserved_memory_bytes: int = Field(default=512 << 20, ge=0)
     """Of each device, kept free of engines."""
+    memory_limit_bytes: int | None = Field(default=None, gt=0)
+    """Of each device, what all engines together may have by their plans and measurements. Unset: what is not reserved.
+    With a limit the plan is held to on the CPU too."""
+    idle_ttl_s: float | None = Field(default=None, gt=0)
+    """An engine that had no request for this long is stopped; unset: never."""
+    instance_start_concurrency: int = Field(default=4, ge=1)
+    """Engines that may be loading at once."""
+    max_pending_requests_per_device: int | None = Field(default=None, ge=1)
+    """Requests that run in the engines of one device or wait on this node for them. Unset: the slots alone bound it."""
+    spill_after_s: float = Field(default=SPILL_AFTER_S, ge=1)
+    """A fleet starts at most one engine of a model on demand in this time. The same on all nodes and gateways."""
+    reserved: dict[str, str] = Field(default_factory=dict[str, str])
+    """By kind of resource, kept free of engines: `{cpu: "1", mem: 2G, cuda.mem: 5%}`. Of memory, of each device."""
+    memory_align_bytes: int = Field(default=MEMORY_ALIGN_BYTES, gt=0)
+    """Memory is counted in pieces of this size."""
+    limits: LimitSettings = Field(default_factory=LimitSettings)
+    """What each engine may take of its host."""
+    statistics: StatisticsSettings = Field(default_factory=StatisticsSettings)
+    """What is measured of the host, its engines and their processes, and how often."""
+    compat_metrics: bool = False
+    """Tell `/metrics` also under the names that Backend.AI's dashboards know."""
     labels: dict[str, str] = Field(default_factory=dict[str, str])
     region: str | None = None
     state_dir: Path | None = None
@@ -141,6 +183,13 @@ class WorkerSettings(Group):
         except InvalidName as error:
             raise ValueError(error.message) from error
 
+    @field_validator("reserved")
+    @classmethod
+    def _reserved_are_amounts(cls, value: dict[str, str]) -> dict[str, str]:
+        for text in value.values():
+            amount(text)
+        return value
+
     @model_validator(mode="after")
     def _models_differ(self) -> Self:
         names = [each.model for each in self.models]
@@ -156,6 +205,17 @@ class WorkerSettings(Group):
         for model in data["models"]:
             model["environment"] = dict.fromkeys(model["environment"], "***")
         return data
+
+    def limits_of(self, model: str) -> EngineLimits:
+        """The limits of a model's engines."""
+        return self.limits.of(next((each.limits for each in self.models if each.model == model), None))
+
+    def engine_cores(self, model: str) -> int | None:
+        """Processors that the settings give an engine of the model; `None`: they do not say."""
+        cores = self.limits_of(model).cpu_cores
+        if cores is not None:
+            return math.ceil(cores)
+        return next((each.threads for each in self.models if each.model == model), None)
 
     @property
     def state_folder(self) -> Path:

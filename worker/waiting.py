@@ -1,4 +1,4 @@
-"""Requests of the worker's own HTTP that wait for a slot: first come, first served, each until its deadline."""
+"""Requests that wait on this node for an engine or a slot: first come, first served, each until its deadline."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from worker.work import Work
 
 @dataclass(eq=False, slots=True)
 class Waiting:
-    """One request that waits."""
+    """One request that waits. `reply` unset: it is made when the request is served, or refused."""
 
     work: Work
-    reply: Reply
+    reply: Reply | None
 
 
 class WaitingRoom:
@@ -23,9 +23,10 @@ class WaitingRoom:
 
     def __init__(self) -> None:
         self._lines: defaultdict[str, deque[Waiting]] = defaultdict(deque)
+        self._count = 0
 
     def __len__(self) -> int:
-        return sum(len(line) for line in self._lines.values())
+        return self._count
 
     def __iter__(self) -> Iterator[Waiting]:
         return (each for line in tuple(self._lines.values()) for each in tuple(line))
@@ -37,11 +38,16 @@ class WaitingRoom:
     def add(self, waiting: Waiting) -> None:
         """To the end of its model's line."""
         self._lines[waiting.work.model].append(waiting)
+        self._count += 1
 
-    def next(self, model: str) -> Waiting | None:
-        """The one who has waited longest; it waits no more."""
+    def first(self, model: str) -> Waiting | None:
+        """The one who has waited longest."""
         line = self._lines.get(model)
-        return line.popleft() if line else None
+        return line[0] if line else None
+
+    def of(self, model: str) -> tuple[Waiting, ...]:
+        """Those who wait for the model, who has waited longest first."""
+        return tuple(self._lines.get(model, ()))
 
     def remove(self, waiting: Waiting) -> bool:
         """It waits no more. False if it did not."""
@@ -49,6 +55,9 @@ class WaitingRoom:
         if not line or waiting not in line:
             return False
         line.remove(waiting)
+        self._count -= 1
+        if not line:
+            del self._lines[waiting.work.model]
         return True
 
     def find(self, request_id: str) -> Waiting | None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
 from schemas.request import RequestHead
+from schemas.subjects import INTERACTIVE
+from schemas.topology import QUEUE_ACK_WAIT_S
 
 Origin = Literal["line", "group", "node", "http"]
 """How a request came: from the line, to the queue group, to this node by name, over the worker's own HTTP."""
@@ -22,6 +25,11 @@ class Job(Protocol):
         """Times that the server gave the message to somebody, this one included."""
         ...
 
+    @property
+    def valid(self) -> Callable[[], bool]:
+        """Whether what is said about it still reaches the server that gave it."""
+        ...
+
     def ack(self) -> object: ...
     def nak(self, delay_s: float = 0) -> object: ...
     def working(self) -> object: ...
@@ -31,10 +39,11 @@ class Job(Protocol):
 class Claim:
     """Our hold on a job: kept alive until it is settled one way, once. Without a job all calls do nothing."""
 
-    __slots__ = ("_job", "_next_working_at")
+    __slots__ = ("_job", "_kept_at", "_next_working_at")
 
     def __init__(self, job: Job | None, now: float) -> None:
         self._job = job
+        self._kept_at = now
         self._next_working_at = now + WORKING_EVERY_S
 
     @property
@@ -51,7 +60,17 @@ class Claim:
         """Tell the server that we work on it, when it is time to."""
         if self._job is not None and now >= self._next_working_at:
             self._next_working_at = now + WORKING_EVERY_S
-            self._job.working()
+            if self._job.working() is not False:
+                self._kept_at = now
+
+    def lost(self, now: float) -> bool:
+        """Whether the message is somebody else's, or will be: the server has not heard of us for too long, or it is
+        not the one any more that gave it to us."""
+        return self._job is not None and (now - self._kept_at > QUEUE_ACK_WAIT_S or not self._job.valid())
+
+    def forget(self) -> None:
+        """It is not ours any more: say nothing about it."""
+        self._release()
 
     def settle(self) -> None:
         """The request is answered, or its requester knows that it is ours: nobody else may get it."""
@@ -87,6 +106,9 @@ class Work:
     """Whether the body asks for a stream; `None` where nobody looked (a gateway did)."""
     waited_s: float = 0.0
     """How long the request stood in the line, by the server's clock: for people, never compared."""
+
+    lane: str = INTERACTIVE
+    """The lane of the line that it came from, or would go to."""
 
     @property
     def deadline_at(self) -> float:

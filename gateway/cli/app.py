@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from gateway.cli import commands
 from gateway.cli.exits import FAILURE, INTERRUPTED, MEANINGS, OK, USAGE, CliError
+from gateway.cli.options import ApiKey, Gateway, Nats, Output, Watch, format_of, target_of
 
 if TYPE_CHECKING:
     from gateway.cli.checks import Check
     from gateway.cli.listing import Listing
-    from gateway.cli.tables import Format
     from gateway.cli.target import Target
     from schemas.errors import PunaError
 
 _EPILOG: Final = "Exit codes: " + " · ".join(f"{code} {meaning}" for code, meaning in MEANINGS.items())
 _PASS_ON: Final[dict[str, Any]] = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
-_FORMATS: Final = ("table", "wide", "json", "yaml")
 
 app = typer.Typer(
     help="Run llama.cpp on many machines as one OpenAI-compatible service.",
@@ -35,12 +35,6 @@ app = typer.Typer(
 
 _WRONG_USAGE: Final[Any] = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "UsageError")
 """Click's error; typer carries a click of its own and has no public name for it."""
-
-Nats = Annotated[str | None, typer.Option("--nats", help="NATS URL; else NATS_URL, NATS_CONTEXT, a running `puna up`.")]
-Gateway = Annotated[str | None, typer.Option("--gateway", help="Gateway URL; else PUNA_GATEWAY, a running `puna up`.")]
-ApiKey = Annotated[str | None, typer.Option("--api-key", help="API key of the gateway; better: PUNA_API_KEY.")]
-Output = Annotated[str, typer.Option("-o", "--output", help="table, wide, json or yaml.", metavar="FORMAT")]
-Watch = Annotated[bool, typer.Option("--watch", "-w", help="Show changes until Ctrl-C.")]
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -76,8 +70,12 @@ def _told(error: CliError | PunaError) -> int:
 def up(
     workers: Annotated[int, typer.Option(min=1, max=64, help="Worker processes.")] = 1,
     model: Annotated[
-        str, typer.Option(help="smollm2, PATH.gguf, or hf://owner/repo[@rev][:quant][#file].")
-    ] = "smollm2",
+        list[str] | None,
+        typer.Option(
+            help="smollm2, PATH.gguf, hf://owner/repo[@rev][:quant][#file]; NAME= before it names it. May be repeated.",
+            show_default="smollm2",
+        ),
+    ] = None,
     engine: Annotated[
         Path | None, typer.Option(help="The llama-server to use; else one that is found.", exists=True, dir_okay=False)
     ] = None,
@@ -102,7 +100,15 @@ def up(
 
     folder = (state_dir or default_state_dir()).expanduser().absolute()
     options = UpOptions(
-        model, engine and engine.absolute(), workers, slots, port, gateways, folder, output == "json", not no_watch
+        tuple(model or ("smollm2",)),
+        engine and engine.absolute(),
+        workers,
+        slots,
+        port,
+        gateways,
+        folder,
+        output == "json",
+        not no_watch,
     )
     return run_up(options, Teller())
 
@@ -124,7 +130,7 @@ def ps(
     """Engines: where each runs, its state with the reason, its busy slots."""
     from gateway.cli.listing import ENGINES
 
-    _list(ENGINES, _target(nats, gateway, api_key), output, watch)
+    _list(ENGINES, target_of(nats, gateway, api_key), output, watch)
 
 
 @app.command()
@@ -134,7 +140,7 @@ def nodes(
     """Nodes: hosts that run a worker, their devices and what they hold."""
     from gateway.cli.listing import NODES
 
-    _list(NODES, _target(nats, gateway, api_key), output, watch)
+    _list(NODES, target_of(nats, gateway, api_key), output, watch)
 
 
 @app.command()
@@ -144,7 +150,7 @@ def ls(
     """Models: what clients can ask for, and who serves it."""
     from gateway.cli.listing import MODELS
 
-    _list(MODELS, _target(nats, gateway, api_key), output, watch)
+    _list(MODELS, target_of(nats, gateway, api_key), output, watch)
 
 
 @app.command("run")
@@ -158,7 +164,7 @@ def chat(
     from gateway.cli.chat import once, talk
     from gateway.cli.httpclient import GatewayHttp
 
-    target = _target(None, gateway, api_key)
+    target = target_of(None, gateway, api_key)
     client = GatewayHttp(target.gateway_url(), target.key())
     if prompt:
         once(client, model, " ".join(prompt))
@@ -173,7 +179,7 @@ def doctor(nats: Nats = None, gateway: Gateway = None, api_key: ApiKey = None, o
 
     from gateway.cli.checks import doctor as run_doctor
 
-    return _report(asyncio.run(run_doctor(_target(nats, gateway, api_key))), output)
+    return _report(asyncio.run(run_doctor(target_of(nats, gateway, api_key))), output)
 
 
 @app.command()
@@ -183,7 +189,7 @@ def status(nats: Nats = None, gateway: Gateway = None, api_key: ApiKey = None, o
 
     from gateway.cli.checks import check_fleet
 
-    return _report(asyncio.run(check_fleet(_target(nats, gateway, api_key))), output)
+    return _report(asyncio.run(check_fleet(target_of(nats, gateway, api_key))), output)
 
 
 def _report(checks: list[Check], output: str) -> int:
@@ -193,7 +199,7 @@ def _report(checks: list[Check], output: str) -> int:
     data = [check.data() for check in checks]
     rows = [{**item, "state": item["result"]} for item in data]
     columns = ("state", "name", "found", "remedy")
-    show(data, rows, columns, columns, _format(output))
+    show(data, rows, columns, columns, format_of(output))
     return exit_code(checks)
 
 
@@ -203,18 +209,7 @@ def _list(listing: Listing, target: Target, output: str, watch: bool) -> None:
     from gateway.cli.listing import run_listing
     from gateway.cli.say import Teller
 
-    asyncio.run(run_listing(listing, target, _format(output), watch=watch, tell=Teller().line))
+    asyncio.run(run_listing(listing, target, format_of(output), watch=watch, tell=Teller().line))
 
 
-def _target(nats: str | None, gateway: str | None, api_key: str | None) -> Target:
-    from gateway.cli.target import Target
-
-    return Target(nats, gateway, api_key)
-
-
-def _format(output: str) -> Format:
-    from gateway.cli.tables import Format
-
-    if output not in _FORMATS:
-        raise typer.BadParameter(f"use one of {', '.join(_FORMATS)}", param_hint="'-o'")
-    return Format(output)
+commands.add_to(app)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from gateway.cli.folders import cache_dir, default_state_dir, shown
 from gateway.cli.httpclient import GatewayHttp
 from gateway.cli.nats_server import find_nats_server, version_of
 from gateway.cli.nodes import connected, read_nodes
+from gateway.cli.service import service_environment
 from gateway.cli.target import Target
 from schemas.errors import PunaError
 from schemas.node import Heartbeat
@@ -29,6 +31,13 @@ Result = Literal["ok", "warn", "fail"]
 _PYTHON: Final = (3, 11)
 _DISK_WANTED_BYTES: Final = 2_000_000_000
 _ENGINE_ASK_S: Final = 20.0
+_NOTICES: Final = """
+import json
+from worker import accelerators
+from worker.cgroup import survey
+from worker.limits import LimitSettings, notices
+print(json.dumps({"devices": accelerators.notices(), "limits": notices(survey(), LimitSettings())}))
+"""
 _ILLEGAL_INSTRUCTION: Final = (-4, 132)
 
 
@@ -59,6 +68,7 @@ def exit_code(checks: Sequence[Check]) -> int:
 async def doctor(target: Target) -> list[Check]:
     """All checks, this machine's first."""
     local = [check_python(), check_nats_server(), await asyncio.to_thread(check_engine), *check_disks()]
+    local += await asyncio.to_thread(check_host)
     return [*local, *await check_fleet(target)]
 
 
@@ -109,6 +119,21 @@ def _check_llama_server(program: str) -> Check:
         return Check("engine", "fail", f"{program} does not run: {last}", "install what it names", missing=True)
     version = next((line for line in text.splitlines() if line.startswith("version")), "unknown version")
     return Check("engine", "ok", f"llama-server, {version}, at {program}")
+
+
+def check_host() -> list[Check]:
+    """What a worker here could not use, or not enforce. Asked in a process of its own: a driver's library that ends
+    its process must not end this one."""
+    command = [sys.executable, "-P", "-c", _NOTICES]
+    environ = service_environment()
+    try:
+        said = subprocess.run(command, capture_output=True, text=True, timeout=_ENGINE_ASK_S, check=True, env=environ)
+        notices: dict[str, list[str]] = json.loads(said.stdout)
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        return [Check("devices", "warn", f"they cannot be looked at: {error}", "see the log of the worker")]
+    remedies = {"devices": "nothing to do; engines run on the other devices", "limits": "see docs/configuration.md"}
+    checks = [Check(name, "warn", text, remedies[name]) for name, texts in notices.items() for text in texts]
+    return checks or [Check("limits", "ok", "the limits of engines can be enforced here")]
 
 
 def check_disks() -> list[Check]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +17,7 @@ from schemas.errors import InvalidName
 from schemas.subjects import check_model_id
 
 _MAGIC: Final = b"GGUF"
+_PLACES: Final = ("/", "./", "../", "~", "file://", "hf://")
 _PART: Final = re.compile(r"-\d{5}-of-\d{5}$")
 
 
@@ -29,8 +30,26 @@ class LocalModel:
     flags: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
+def local_models(texts: Sequence[str], teller: Teller) -> tuple[LocalModel, ...]:
+    """Each `--model`, in their order. Raises `CliError`, also for two of one name."""
+    models = tuple(local_model(text, teller) for text in texts)
+    names = [model.model for model in models]
+    doubled = next((name for name in names if names.count(name) > 1), None)
+    if doubled is not None:
+        raise CliError(f"two models are called {doubled!r}; give one another name: --model NAME=PATH", USAGE)
+    return models
+
+
 def local_model(text: str, teller: Teller) -> LocalModel:
-    """The model that `--model` names: `smollm2`, a GGUF file, or a source of the Hub. Raises `CliError`."""
+    """The model that `--model` names: `smollm2`, a GGUF file, or a source of the Hub; `NAME=` before it gives it
+    another name. Raises `CliError`."""
+    name, mark, rest = text.partition("=")
+    if mark and not text.startswith(_PLACES) and not Path(text).is_file():
+        return replace(_found(rest, teller), model=_checked(name))
+    return _found(text, teller)
+
+
+def _found(text: str, teller: Teller) -> LocalModel:
     path = Path(text.removeprefix("file://")).expanduser()
     if text == DEMO_MODEL and not path.exists():
         return LocalModel(DEMO_MODEL, demo_model(teller), {"chat-template-file": str(DEMO_TEMPLATE)})
@@ -46,7 +65,7 @@ def local_model(text: str, teller: Teller) -> LocalModel:
 
 
 def _looks_like_a_path(text: str) -> bool:
-    return text.startswith(("/", "./", "../", "~", "file://")) or (text.endswith(".gguf") and "#" not in text)
+    return text.startswith(_PLACES[:-1]) or (text.endswith(".gguf") and "#" not in text)
 
 
 def _from_file(path: Path) -> LocalModel:
@@ -64,4 +83,4 @@ def _checked(model: str) -> str:
     try:
         return check_model_id(model)
     except InvalidName as error:
-        raise CliError(f"{error.message}; rename the file", USAGE) from error
+        raise CliError(f"{error.message}; choose another name: --model NAME=PATH", USAGE) from error

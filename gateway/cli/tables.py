@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from schemas.node import Device, Engine, Heartbeat
+from schemas.node import Device, Engine, Heartbeat, Offer, Share
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,6 +22,7 @@ _STYLES = {"ready": "green", "starting": "yellow", "stopping": "yellow", "crashe
     "warn": "yellow",
     "fail": "red",
     "silent": "red",
+    "cold": "dim",
 }
 
 
@@ -34,21 +35,23 @@ class Format(StrEnum):
     YAML = "yaml"
 
 
-ENGINE_COLUMNS = ("node", "model", "device", "state", "slots", "since")
-ENGINE_WIDE = (*ENGINE_COLUMNS, "engine", "pid", "context", "load s")
+ENGINE_COLUMNS = ("node", "model", "engine", "device", "state", "slots", "memory", "marks", "since")
+ENGINE_WIDE = (*ENGINE_COLUMNS, "pid", "context", "load s")
 NODE_COLUMNS = ("node", "state", "devices", "models", "slots", "since")
-NODE_WIDE = (*NODE_COLUMNS, "version", "arch", "memory free", "waiting", "done", "failed", "http", "pid")
+NODE_WIDE = (*NODE_COLUMNS, "shares", "version", "arch", "memory free", "waiting", "done", "failed", "http", "pid")
 MODEL_COLUMNS = ("model", "state", "nodes", "slots")
 MODEL_WIDE = (*MODEL_COLUMNS, "context", "parameters", "size")
 
 
 def engine_rows(nodes: Iterable[Heartbeat], now: float | None = None) -> list[Row]:
-    """One row an engine; a node that has none has a row that says so."""
+    """One row an engine, and one for each model that a node could start; a node that has neither says so."""
     now = time.time() if now is None else now
     rows: list[Row] = []
     for node in nodes:
         rows += [_engine_row(node, engine, now) for engine in node.engines]
-        if not node.engines:
+        cold = [offer for offer in node.offers if all(engine.model != offer.model for engine in node.engines)]
+        rows += [_cold_row(node, offer) for offer in cold]
+        if not node.engines and not cold:
             rows.append({"node": node.node, "model": "-", "state": "no engine", "since": _ago(now - node.started_at)})
     return rows
 
@@ -62,10 +65,37 @@ def _engine_row(node: Heartbeat, engine: Engine, now: float) -> Row:
         "slots": f"{engine.slots_busy}/{engine.slots_total}",
         "since": _ago(now - engine.since),
         "engine": engine.engine,
+        "memory": bytes_shown(engine.memory_measured_bytes or engine.memory_planned_bytes),
+        "marks": ", ".join(marks_of(engine)),
         "pid": engine.pid,
         "context": engine.capabilities.context_tokens,
         "load s": None if engine.load_seconds is None else round(engine.load_seconds, 1),
     }
+
+
+def _cold_row(node: Heartbeat, offer: Offer) -> Row:
+    """A model on the node's disk without an engine: it starts when it is asked for, if its offer has a cost."""
+    state = "cold" if offer.cost is not None else f"cold: {offer.reason or 'not now'}"
+    return {
+        "node": node.node,
+        "model": offer.model,
+        "device": ",".join(offer.devices),
+        "state": state,
+        "memory": bytes_shown(offer.needed_bytes),
+        "load s": None if offer.load_seconds is None else round(offer.load_seconds, 1),
+    }
+
+
+def marks_of(engine: Engine) -> list[str]:
+    """What is special about an engine, in a word each."""
+    marks = {
+        "pinned": engine.pinned,
+        "adopted": engine.adopted,
+        "yielding": engine.yielding,
+        "breaker": engine.breaker_open,
+        "unfit": engine.unfit,
+    }
+    return [name for name, on in marks.items() if on]
 
 
 def state_of(engine: Engine, now: float) -> str:
@@ -89,6 +119,7 @@ def node_rows(nodes: Iterable[Heartbeat], now: float | None = None) -> list[Row]
             "models": ", ".join(sorted({engine.model for engine in node.engines})) or "-",
             "slots": f"{sum(e.slots_busy for e in node.engines)}/{sum(e.slots_total for e in node.engines)}",
             "since": _ago(now - node.started_at),
+            "shares": ", ".join(_share(kind, share) for kind, share in node.shares.items()),
             "version": node.version,
             "arch": node.architecture,
             "memory free": ", ".join(_bytes(device.memory_free_bytes) for device in node.devices),
@@ -106,13 +137,29 @@ def _device(device: Device) -> str:
     return f"{device.device} ({device.name})" if device.name else device.device
 
 
+def _share(kind: str, share: Share) -> str:
+    """What is available of what there is: `cuda.mem 10.2 GB/24.0 GB`, `cpu 3/8`."""
+    if kind.split(".")[-1] == "mem":
+        return f"{kind} {_bytes(int(share.available))}/{_bytes(int(share.total))}"
+    return f"{kind} {share.available:f}/{share.total:f}"
+
+
 def model_rows(nodes: Iterable[Heartbeat]) -> list[Row]:
-    """One row a model, over all nodes."""
+    """One row a model, over all nodes; a model without an engine is cold, on the disk of the nodes named."""
     engines: defaultdict[str, list[tuple[str, Engine]]] = defaultdict(list)
+    disks: defaultdict[str, list[str]] = defaultdict(list)
     for node in nodes:
         for engine in node.engines:
             engines[engine.model].append((node.node, engine))
-    return [_model_row(model, held) for model, held in sorted(engines.items())]
+        for offer in node.offers:
+            disks[offer.model].append(node.node)
+    rows = [_model_row(model, held) for model, held in engines.items()]
+    rows += [
+        {"model": model, "state": "cold", "nodes": ", ".join(sorted(on)), "slots": "0/0"}
+        for model, on in disks.items()
+        if model not in engines
+    ]
+    return sorted(rows, key=lambda row: str(row["model"]))
 
 
 def _model_row(model: str, held: Sequence[tuple[str, Engine]]) -> Row:
@@ -173,6 +220,11 @@ def _ago(seconds: float) -> str:
         if whole >= length:
             return f"{whole // length}{unit}"
     return f"{whole}s"
+
+
+def bytes_shown(count: int | None) -> str | None:
+    """A number of bytes for people."""
+    return None if count is None else _bytes(count)
 
 
 def _bytes(count: int) -> str:

@@ -25,7 +25,7 @@ from bus.topology import ensure
 from gateway.cli.children import Child, Children
 from gateway.cli.exits import INTERRUPTED, OK, CliError
 from gateway.cli.httpclient import GatewayHttp
-from gateway.cli.model import LocalModel, local_model
+from gateway.cli.model import LocalModel, local_models
 from gateway.cli.nats_server import NatsServer, find_nats_server, prepare
 from gateway.cli.nodes import from_snapshot
 from gateway.cli.ports import check_free, free_port
@@ -49,7 +49,8 @@ _DROPPED: Final = ("NATS_", "PUNA_NATS__", "PUNA_MODELS")
 class UpOptions:
     """What was asked for. `engine` None: the workers look for one."""
 
-    model: str
+    models: tuple[str, ...]
+    """The first one is started at once; the others too where they fit beside it, else when they are asked for."""
     engine: Path | None
     workers: int
     slots: int
@@ -66,10 +67,10 @@ def up(options: UpOptions, teller: Teller) -> int:
         program = find_nats_server()
         ports = [check_free(options.port) if options.port else free_port()]
         ports += [free_port() for _ in range(options.gateways - 1)]
-        model = local_model(options.model, teller)
+        models = local_models(options.models, teller)
         server = prepare(program, options.state_dir, free_port())
         _log_to(options.state_dir / "logs" / "up.log")
-        return asyncio.run(_Up(options, teller, model, server, ports).run())
+        return asyncio.run(_Up(options, teller, models, server, ports).run())
 
 
 def _log_to(path: Path) -> None:
@@ -87,9 +88,9 @@ def child_environment(nats_url: str) -> dict[str, str]:
 
 class _Up:
     def __init__(
-        self, options: UpOptions, teller: Teller, model: LocalModel, server: NatsServer, ports: list[int]
+        self, options: UpOptions, teller: Teller, models: tuple[LocalModel, ...], server: NatsServer, ports: list[int]
     ) -> None:
-        self._options, self._teller, self._model = options, teller, model
+        self._options, self._teller, self._model = options, teller, models[0]
         self._nodes: list[Heartbeat] = []
         self._seen: set[str] = set()
         self._crashes: dict[str, int] = {}
@@ -98,10 +99,10 @@ class _Up:
         self._stop = asyncio.Event()
         logs = options.state_dir / "logs"
         environment = child_environment(server.url)
-        common = WorkerOptions(model, options.slots, options.engine, options.state_dir)
+        common = WorkerOptions(models, options.slots, options.engine, options.state_dir)
         settings = write_settings(common)
         self._facts = Facts(
-            model=model.model,
+            model=models[0].model,
             nats=server.url,
             nats_server=Child("nats-server", server.command, os.environ, logs / "nats-server.log", server.port),
             gateways={
@@ -197,8 +198,8 @@ class _Up:
                     text = f"{node.node}: {engine.model} is {engine.state}" + (
                         f": {engine.reason}" if engine.reason else ""
                     )
-                    if told.get(node.node) != text:
-                        told[node.node] = text
+                    if told.get(f"{node.node} {engine.engine}") != text:
+                        told[f"{node.node} {engine.engine}"] = text
                         self._teller.line(text)
                         self._count_crash(node.node, engine.state, engine.reason)
 

@@ -19,7 +19,7 @@ _FILE: Final = "worker.yaml"
 class WorkerOptions:
     """What all workers of one `puna up` have in common. `engine` None: the workers look for one."""
 
-    model: LocalModel
+    models: tuple[LocalModel, ...]
     slots: int
     engine: Path | None
     state_dir: Path
@@ -27,10 +27,13 @@ class WorkerOptions:
 
 def write_settings(options: WorkerOptions) -> Path:
     """Write the settings file of the workers into the state folder; returns its path."""
-    model = options.model
-    served: dict[str, Any] = {"model": model.model, "path": str(model.path), "flags": dict(model.flags)}
+    served: list[dict[str, Any]] = [
+        {"model": model.model, "path": str(model.path), "flags": dict(model.flags)} for model in options.models
+    ]
     path = options.state_dir / _FILE
-    path.write_text(yaml.safe_dump({"models": [served]}, allow_unicode=True), encoding="utf-8")
+    # nobody comes for the engines of a fleet that ended with its terminal, so they end with their worker
+    settings = {"models": served, "engine": {"orphan_grace_s": 0}}
+    path.write_text(yaml.safe_dump(settings, allow_unicode=True), encoding="utf-8")
     return path
 
 

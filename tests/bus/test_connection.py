@@ -12,6 +12,7 @@ import uvloop
 from bus.connection import Bus, Message
 from bus.errors import BusDenied, BusRefused, BusSlow, JetStreamError, NoResponders, NoStream, WrongRevision
 from bus.settings import NatsSettings
+from bus.wire import CROWD_COMMANDS
 from schemas.errors import BodyTooLarge, BusUnavailable, DeadlineExceeded, InvalidName, LineFull
 
 USERS = 'authorization { users: [ { user: u, password: p, permissions: { publish: "%s", subscribe: "%s" } } ] }'
@@ -87,6 +88,8 @@ async def test_with_a_join_window_the_first_write_goes_at_once_and_the_next_wait
     with monkeypatch.context() as patch:
         patch.setattr(wire, "_transport", type("Recorder", (), {"write": staticmethod(heard)}))
         patch.setattr(wire, "_flushed_at", 0.0)
+        patch.setattr(wire, "_window_at", 0.0)
+        patch.setattr("bus.wire.CROWD_COMMANDS", 0)
         bus.publish("a", b"first")
         assert await heard.count(1) == [b"PUB a 5\r\nfirst\r\n"]
         began = time.monotonic()
@@ -95,6 +98,20 @@ async def test_with_a_join_window_the_first_write_goes_at_once_and_the_next_wait
         bus.publish("a", b"3")
         assert (await heard.count(2))[1] == b"PUB a 1\r\n2\r\nPUB a 1\r\n3\r\n"
         assert 0.03 < time.monotonic() - began < 1
+    await bus.close()
+
+
+async def test_with_a_join_window_nothing_waits_while_little_is_sent(
+    nats_server: Any, heard: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bus = await Bus.connect(NatsSettings(url=nats_server.url), name="joined", join_s=30.0)
+    wire = bus._link.wire
+    assert wire is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(wire, "_transport", type("Recorder", (), {"write": staticmethod(heard)}))
+        for number in range(CROWD_COMMANDS - 1):
+            bus.publish("a", b"%d" % number)
+            assert (await heard.count(number + 1))[number] == b"PUB a 1\r\n%d\r\n" % number
     await bus.close()
 
 

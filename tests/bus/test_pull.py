@@ -238,6 +238,20 @@ async def test_a_better_priority_is_asked_for_at_once_and_going_back_asks_nothin
     assert worker.pull.outstanding == 4
 
 
+async def test_a_brief_pull_stands_alone_when_its_priority_changes_and_runs_out_soon(bus: Bus) -> None:
+    await ensure(bus, TOPOLOGY)
+    pull = WorkPull(bus, SPEC, Job.ack, name="cold", brief_s=4.0)
+    await pull.start()
+    pull.want(1, priority=5)
+    await eventually(lambda: pull.outstanding == 1)
+    pull.want(1, priority=2)
+    assert pull.outstanding == 1
+    pull.want(0)
+    await eventually(lambda: pull.outstanding == 0)
+    assert await num_waiting(bus) == 0
+    await pull.stop()
+
+
 async def test_the_consumer_is_made_anew_when_the_server_dropped_it(bus: Bus, worker: Worker) -> None:
     worker.pull.want(3)
     await eventually(lambda: worker.pull.standing)

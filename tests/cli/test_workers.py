@@ -16,14 +16,14 @@ def read_back(options: WorkerOptions, **environ: str):
 
 def test_a_worker_reads_the_model_with_its_flags(tmp_path) -> None:
     model = LocalModel("smollm2", tmp_path / 'odd: "näme" #1.gguf', {"chat-template-file": str(DEMO_TEMPLATE)})
-    [served] = read_back(WorkerOptions(model, 4, None, tmp_path)).models
+    [served] = read_back(WorkerOptions((model,), 4, None, tmp_path)).models
     assert (served.model, served.path) == ("smollm2", model.path)
     assert served.flags == {"chat-template-file": str(DEMO_TEMPLATE)}
     assert Path(str(served.flags["chat-template-file"])).is_file()
 
 
 def test_slots_and_engine_are_said_where_they_count_for_more_than_the_environment(tmp_path) -> None:
-    options = WorkerOptions(LocalModel("m", tmp_path / "m.gguf"), 7, tmp_path / "llama-server", tmp_path)
+    options = WorkerOptions((LocalModel("m", tmp_path / "m.gguf"),), 7, tmp_path / "llama-server", tmp_path)
     words = worker_command("worker-1", tmp_path / "worker.yaml", options)
     assert words[words.index("--slots") + 1] == "7"
     assert words[words.index("--engine") + 1] == str(tmp_path / "llama-server")
@@ -31,4 +31,6 @@ def test_slots_and_engine_are_said_where_they_count_for_more_than_the_environmen
 
 
 def test_without_an_engine_the_workers_look_for_one(tmp_path) -> None:
-    assert "--engine" not in worker_command("w", tmp_path, WorkerOptions(LocalModel("m", tmp_path), 1, None, tmp_path))
+    assert "--engine" not in worker_command(
+        "w", tmp_path, WorkerOptions((LocalModel("m", tmp_path),), 1, None, tmp_path)
+    )

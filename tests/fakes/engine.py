@@ -16,6 +16,7 @@ Beside llama-server's flags (unknown ones are ignored):
     --ignore-sigterm      only SIGKILL ends it          --wrong-alias          serve another name than was asked for
     --spawn-child         start a child that lives on   --say TEXT             print TEXT to stderr at start
     --log-requests        print request bodies to stderr, as an engine's error messages may
+On SIGUSR1 it goes deaf: connections are taken, and nothing is answered any more.
 """
 
 from __future__ import annotations
@@ -85,6 +86,7 @@ class Engine:
         self.log_requests = "log-requests" in options
         self.ready_at = time.monotonic() + float(options.get("slow-start", "0"))
         self.sent = 0
+        self.deaf = False
         self.tasks: set[asyncio.Task[None]] = set()
 
     # -- HTTP -------------------------------------------------------------------------------------------------------
@@ -106,6 +108,8 @@ class Engine:
         method, target, _ = head[0].split(" ", 2)
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:] if line)}
         body = await reader.readexactly(int(headers.get("content-length", "0")))
+        if self.deaf:
+            await asyncio.Event().wait()
         if self.log_requests:
             print(f"got exception: {body!r}", file=sys.stderr, flush=True)
         path = target.partition("?")[0]
@@ -290,6 +294,7 @@ async def main(options: dict[str, str]) -> None:
     if "die-at-start" in options:
         die(int(options.get("exit-code", "1")))
     engine = Engine(options)
+    loop.add_signal_handler(signal.SIGUSR1, lambda: setattr(engine, "deaf", True))
     if "no-listen" not in options:
         try:
             host, port = options.get("host", "127.0.0.1"), int(options.get("port", "8080"))

@@ -21,6 +21,7 @@ from schemas.topology import line
 
 PULL_S = 1.0
 BEAT_S = 1.0
+VERBS = ("ping", "load", "unload", "restart", "drain", "explain", "logs", "engine-get")
 CAPABILITIES = {
     "context_tokens": 4096,
     "trained_context_tokens": 8192,
@@ -89,8 +90,13 @@ class Job:
     async def data(self, payload: bytes, seq: int | None = None) -> None:
         await self.frame("data", payload, seq)
 
-    async def end(self) -> None:
-        await self.frame("end", {"data_frames": 1})
+    async def end(self, **more: Any) -> None:
+        await self.frame("end", {"data_frames": 1, **more})
+
+    async def refuse(self, code: str, status: int = 503, *, retryable: bool = True, message: str = "no") -> None:
+        """The only frame of a request that was not accepted, or the last of one that was."""
+        body = {"code": code, "status": status, "retryable": retryable, "message": message}
+        await self.frame("error", body, seq=max(self.next_seq, 1))
 
     async def begin(self) -> None:
         """Accept and open an event stream."""
@@ -105,12 +111,12 @@ class Job:
         await self.data(DONE)
         await self.end()
 
-    async def answer_whole(self, body: dict[str, Any], status: int = 200) -> None:
-        """A whole answer that is no stream."""
+    async def answer_whole(self, body: dict[str, Any], status: int = 200, **end: Any) -> None:
+        """A whole answer that is no stream; `end`: further fields of its end frame."""
         assert await self.accept() == b"go"
         await self.open(status, "application/json")
         await self.data(json.dumps(body).encode())
-        await self.end()
+        await self.end(**end)
 
 
 @dataclass
@@ -131,6 +137,24 @@ class FakeWorker:
     cancels: asyncio.Queue[dict[str, Any]] = field(default_factory=asyncio.Queue)
     credits: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
     demands: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
+    demanded: asyncio.Queue[dict[str, Any]] = field(default_factory=asyncio.Queue)
+    """The same demands by what they say."""
+    asked: asyncio.Queue[Job] = field(default_factory=asyncio.Queue)
+    """Requests that named this node."""
+    named: bool = True
+    """It listens to them."""
+    engines: list[dict[str, Any]] | None = None
+    """All its engines, where one as above will not do."""
+    offers: list[dict[str, Any]] = field(default_factory=list)
+    about: dict[str, Any] = field(default_factory=dict)
+    """Further fields of its heartbeat."""
+    refusals: dict[str, tuple[int, str, str]] = field(default_factory=dict)
+    """By control verb: HTTP status, code and message with which it is refused."""
+    orders: asyncio.Queue[tuple[str, dict[str, Any]]] = field(default_factory=asyncio.Queue)
+    """Control verbs that were asked of it, with their bodies."""
+    log_lines: list[str] = field(default_factory=lambda: ["main: loading", "main: ready"])
+    followers: list[str] = field(default_factory=list)
+    """Where the lines of its engine are followed."""
     _beating: asyncio.Task[None] | None = None
 
     @classmethod
@@ -149,10 +173,19 @@ class FakeWorker:
 
         async def hear_demand(message: Msg) -> None:
             worker.demands.put_nowait(message.subject)
+            worker.demanded.put_nowait(json.loads(message.data or b"{}"))
+
+        async def hear_request(message: Msg) -> None:
+            worker.asked.put_nowait(Job(worker, message))
+
+        if worker.named:
+            await nc.subscribe(names.node_infer_any(node), cb=hear_request)
 
         await nc.subscribe(names.node(node, "cancel"), cb=hear_cancel)
         await nc.subscribe(names.node(node, "credit"), cb=hear_credit)
         await nc.subscribe(names.demand(model), cb=hear_demand)
+        for verb in VERBS:
+            await nc.subscribe(names.node(node, verb), cb=worker._ordered)
         await worker.beat()
         worker._beating = asyncio.create_task(worker._beat_on())
         return worker
@@ -176,10 +209,68 @@ class FakeWorker:
             "sequence": self.sequence,
             "version": "0.1.0",
             "started_at": 1700000000.0,
-            "engines": [engine],
+            "engines": [engine] if self.engines is None else self.engines,
+            "offers": self.offers,
             "draining": self.draining,
             "pressure": {"service_seconds_median": 2.0},
+            **self.about,
         }
+
+    async def _ordered(self, message: Msg) -> None:
+        """A control verb, answered as the wire says."""
+        verb = message.subject.rsplit(".", 1)[1]
+        body = json.loads(message.data or b"{}")
+        self.orders.put_nowait((verb, body))
+        refusal = self.refusals.get(verb) or self._not_here(verb, body)
+        if refusal is not None:
+            status, code, text = refusal
+            headers = {"Nats-Service-Error": text, "Nats-Service-Error-Code": str(status)}
+            error = {"error": {"message": text, "type": "server_error", "param": None, "code": code}}
+            await self.nc.publish(message.reply, json.dumps(error).encode(), headers=headers)
+            return
+        await self.nc.publish(message.reply, json.dumps(self._answer(verb, body)).encode())
+        if verb == "logs" and body.get("follow"):
+            self.followers.append(message.reply)
+
+    def _not_here(self, verb: str, body: dict[str, Any]) -> tuple[int, str, str] | None:
+        beat, model, engine = self.heartbeat(), body.get("model"), body.get("engine")
+        if verb == "explain" and all(one["model"] != model for one in [*beat["offers"], *beat["engines"]]):
+            return (404, "model_not_found", f"{model!r} is not one of node {self.node}'s models")
+        if verb == "logs" and engine and all(one["engine"] != engine for one in beat["engines"]):
+            return (404, "not_found", f"node {self.node} has no engine {engine!r}")
+        return None
+
+    def _answer(self, verb: str, body: dict[str, Any]) -> Any:
+        beat = self.heartbeat()
+        model, node = body.get("model"), {"node": self.node}
+        having = [
+            one["engine"] for one in beat["engines"] if one["model"] == model or one["engine"] == body.get("engine")
+        ]
+        if verb == "load":
+            return node | {"model": model, "loading": True, "begun": True, "engine": "engine-9", "devices": ["cpu:0"]}
+        if verb == "unload":
+            return node | {"model": model, "engines": having}
+        if verb == "restart":
+            return node | {"model": model, "engine": having[0], "restarting": True, "begun": True}
+        if verb == "drain":
+            self.draining = True
+            return node | {"draining": True, "active": 0}
+        if verb == "explain":
+            return node | {"offers": beat["offers"], "engines": beat["engines"]}
+        if verb == "logs":
+            count = body.get("lines", 100)
+            shown = self.log_lines[-count:] if count else []
+            return node | {"model": model, "engine": "e1", "lines": shown, "left_out": 0, "withheld_total": 0}
+        if verb == "engine-get":
+            return [{"id": 0}] if body["path"] == "/slots" else {"total_slots": self.slots, "model_path": "m.gguf"}
+        return node
+
+    async def follow_with(self, *lines: str) -> None:
+        """More lines of the engine for everybody who follows; none: its output ends."""
+        for reply in self.followers:
+            payload = json.dumps({"lines": list(lines), "left_out": 0}).encode() if lines else b""
+            await self.nc.publish(reply, payload)
+        await self.nc.flush()
 
     async def beat(self) -> None:
         """One heartbeat, now."""

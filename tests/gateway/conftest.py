@@ -33,6 +33,16 @@ class Running:
             while (await self.http.get(f"/v1/models/{model}")).status_code != 200:
                 await asyncio.sleep(0.01)
 
+    async def until_nodes(self, *nodes: str) -> None:
+        """Until the gateway knows these nodes."""
+        await self.until(lambda page: {one["id"] for one in page["data"]} >= set(nodes), "/v1/nodes")
+
+    async def until(self, true: Callable[[Any], bool], path: str) -> None:
+        """Until the page is so."""
+        async with asyncio.timeout(5):
+            while not true((await self.http.get(path)).json()):
+                await asyncio.sleep(0.01)
+
     def chat(self, **fields: Any) -> dict[str, Any]:
         return {"model": "m", "messages": [{"role": "user", "content": "hi"}]} | fields
 

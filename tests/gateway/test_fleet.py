@@ -120,3 +120,16 @@ def test_five_hundred_nodes_cost_little_for_one_that_changed() -> None:
         entries["n0"] = beat("n0", sequence=1000 + turn)
         roster.take(entries, 0.1 * turn)
     assert (time.perf_counter() - started) / 10 < 0.05
+
+
+def test_offers_of_all_nodes_stand_behind_a_model_that_no_engine_serves() -> None:
+    roster = Roster()
+    cheap = {"model": "cold", "cost": 1}
+    roster.take(
+        {"n1": beat("n1", offers=[{"model": "cold", "cost": 4}]), "n2": beat("n2", offers=[cheap, {"model": "m"}])}, 0.0
+    )
+    model = roster.fleet.models["cold"]
+    assert (model.state, model.nodes) == ("unloaded", ("n1", "n2"))
+    assert [one.node for one in model.offers] == ["n2", "n1"]
+    assert roster.fleet.models["m"].state == "ready"
+    assert roster.age(NODE_TTL_S + 0.1).models["cold"].state == "gone"

@@ -145,8 +145,10 @@ async def test_a_model_that_only_loads_holds_the_request_until_it_is_ready(gatew
     response = await asked
     assert (response.status_code, response.json()["error"]["code"]) == (503, "model_loading")
     assert int(response.headers["retry-after"]) > 0
+    assert response.json()["loading"]["state"] == "loading"
     asked = gateway.ask()
-    await asyncio.wait_for(worker.demands.get(), 3)
+    await worker.until_line_has(1)
+    assert worker.demands.empty(), "an engine is on its way; another one is not asked for"
     worker.state = "ready"
     await worker.beat()
     job = await worker.take()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
+import weakref
 
 import pytest
 
@@ -509,3 +511,22 @@ async def test_an_answer_before_the_whole_request_is_sent_is_heard(serve):
 async def test_every_failure_is_a_call_failed():
     for kind in (ConnectFailed, ConnectionCut, BadAnswer, AnswerTooLarge, CallTimeout):
         assert issubclass(kind, CallFailed)
+
+
+@pytest.mark.parametrize("answer", [OK, STREAM, HEAD + b"zz"])
+async def test_a_call_that_is_over_goes_without_the_garbage_collector(engine, client, answer):
+    """Its sink holds an answer; the collector of a process that has run for long looks at old things hardly ever."""
+    sink = Sink()
+    gone = weakref.ref(sink)
+    gc.disable()
+    try:
+        client.stream("POST", "/", b"{}", sink)
+        await engine.answer(answer)
+        await sink.whole()
+        del sink
+        client.close()
+        async with asyncio.timeout(5):
+            while gone() is not None:
+                await asyncio.sleep(0.001)
+    finally:
+        gc.enable()

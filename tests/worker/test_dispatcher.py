@@ -63,6 +63,29 @@ def test_a_job_for_an_engine_that_loads_comes_back_after_a_pause() -> None:
     assert decide(replace(ASK, origin="line", free=0)).delay_s == 0
 
 
+def test_a_job_that_an_engine_can_be_started_for_is_held() -> None:
+    cold = replace(ASK, origin="line", free=0, ready=False, here=False, may_hold=True)
+    assert decide(cold).verb == "hold"
+    assert decide(replace(cold, draining=True)).verb == "give_back"
+
+
+def test_a_job_that_a_stale_cold_pull_brings_goes_back_at_once() -> None:
+    stale = decide(replace(ASK, origin="line", free=0, ready=False, here=False))
+    assert (stale.verb, stale.delay_s) == ("give_back", 0.0)
+
+
+def test_a_suspect_without_an_engine_of_its_own_rests() -> None:
+    decision = decide(replace(ASK, origin="line", free=0, suspect=True))
+    assert decision.verb == "give_back"
+    assert decision.delay_s > 0
+
+
+def test_the_limit_of_a_device_bounds_what_waits() -> None:
+    error = decide(replace(ASK, origin="http", free=0, may_wait=False)).error
+    assert error is not None
+    assert error.http_status == 429
+
+
 def test_the_room_for_waiting_is_bounded() -> None:
     full = replace(ASK, origin="http", free=0, waiting=WAITING_LIMIT_REQUESTS)
     error = decide(full).error

@@ -13,9 +13,9 @@ from bus.settings import NatsSettings
 from bus.watched import Tasks
 from schemas.errors import EngineFailed, PunaError
 from schemas.frame import Frame, decode_frame
-from schemas.reply import Accept
 from schemas.request import RequestHead
-from worker.framed import CREDIT_CANCEL_S, CREDIT_PAUSE_S, LINGER_S, FramedReply
+from worker.framed import AWAY_LIMIT_S, CREDIT_CANCEL_S, CREDIT_PAUSE_S, LINGER_S, FramedReply
+from worker.offer import ACCEPT_WAIT_S, accept_of
 from worker.replies import Replies
 from worker.reply import Summary
 from worker.window import WINDOW_LIMIT_BYTES
@@ -30,6 +30,7 @@ class Engine:
     def __init__(self) -> None:
         self.asked: list[str] = []
         self.error: PunaError | None = None
+        self.abandoned = asyncio.Event()
 
     def pause(self) -> None:
         self.asked.append("pause")
@@ -39,6 +40,7 @@ class Engine:
 
     def abandon(self, error: PunaError) -> None:
         self.error = error
+        self.abandoned.set()
 
 
 class Stage:
@@ -57,14 +59,14 @@ class Stage:
 
     def heard(self, message: Message) -> None:
         self.frames.append(decode_frame(message.payload))
-        if message.payload.startswith(b"accept"):
+        if message.payload.startswith(b"accept") and self.word:
             self.bus.publish(message.reply, self.word)
         self.more.set()
 
-    def reply(self) -> FramedReply:
-        head = RequestHead("chat", "r1", SUBJECT, framed=True)
+    def reply(self, subject: str = SUBJECT) -> FramedReply:
+        head = RequestHead("chat", "r1", subject, framed=True)
         work = Work(head, "m", b"{}", "node", self.now, Claim(None, self.now))
-        made = self.replies.make(work, Accept(node="n1"))
+        made = self.replies.make(work, accept_of("n1"))
         made.begin(self.flow)
         assert isinstance(made, FramedReply)
         return made
@@ -81,7 +83,17 @@ class Stage:
         reply = self.reply()
         reply.open(200, "text/event-stream")
         await self.got(2)
+        await self.bus.flush(2)
         return reply
+
+    async def disconnected(self) -> None:
+        async with asyncio.timeout(5):
+            while self.bus.connected:
+                await asyncio.sleep(0.01)
+
+    async def told(self) -> None:
+        async with asyncio.timeout(5):
+            await self.flow.abandoned.wait()
 
     async def credit(self, epoch: int, seq: int) -> None:
         self.bus.publish("puna.node.n1.credit", b"s1 %d %d" % (epoch, seq))
@@ -101,21 +113,75 @@ async def stage(nats_server: Any) -> AsyncIterator[Stage]:
     await bus.close()
 
 
-async def test_nothing_leaves_before_go(stage: Stage) -> None:
+async def test_frames_follow_the_accept_at_once(stage: Stage) -> None:
+    stage.word = b""
     reply = stage.reply()
     reply.open(200, "text/event-stream")
     reply.data(b"data: 1\n\n")
-    assert stage.frames == []
     assert await stage.got(3) == ["accept", "open", "data"]
     assert [frame.seq for frame in stage.frames] == [0, 1, 2]
 
 
-async def test_an_error_before_go_is_all_that_is_said(stage: Stage) -> None:
+async def test_an_accept_leaves_alone_where_the_engine_is_slow(stage: Stage) -> None:
+    stage.reply()
+    assert await stage.got(1) == ["accept"]
+
+
+async def test_an_error_before_anything_was_sent_is_all_that_is_said(stage: Stage, nats_server: Any) -> None:
+    nats_server.stop()
+    await stage.disconnected()
     reply = stage.reply()
     reply.open(200, "text/event-stream")
     reply.error(EngineFailed("gone"))
+    nats_server.start()
     assert await stage.got(1) == ["error"]
     assert reply.data_frames == 0
+
+
+async def test_an_accept_that_was_lost_with_the_connection_is_asked_again_and_waited_for(
+    stage: Stage, nats_server: Any
+) -> None:
+    nats_server.stop()
+    await stage.disconnected()
+    reply = stage.reply()
+    reply.open(200, "text/event-stream")
+    nats_server.start()
+    await stage.bus.ready(5)
+    stage.pass_time(0.1)
+    assert await stage.got(2) == ["accept", "open"]
+
+
+async def test_a_reader_that_does_not_answer_loses_the_work(stage: Stage) -> None:
+    stage.word = b""
+    stage.reply()
+    await stage.got(1)
+    stage.pass_time(ACCEPT_WAIT_S - 0.1)
+    assert stage.flow.error is None
+    stage.pass_time(0.2)
+    assert stage.flow.error is not None
+    assert stage.flow.error.code == "cancelled"
+
+
+async def test_work_whose_requester_is_nowhere_is_abandoned(stage: Stage) -> None:
+    stage.reader.close()
+    stage.reply()
+    await stage.told()
+    assert stage.flow.error is not None
+    assert stage.flow.error.code == "cancelled"
+
+
+async def test_a_reply_subject_that_is_none_ends_the_work_at_once(stage: Stage) -> None:
+    stage.reply(subject="puna.reply g")
+    assert stage.flow.error is not None
+
+
+async def test_a_connection_that_stays_away_ends_work_that_was_never_accepted(stage: Stage, nats_server: Any) -> None:
+    nats_server.stop()
+    await stage.disconnected()
+    stage.reply()
+    stage.pass_time(AWAY_LIMIT_S + 0.1)
+    assert stage.flow.error is not None
+    assert stage.flow.error.code == "bus_unavailable"
 
 
 async def test_credit_that_stays_away_pauses_and_then_ends_the_work(stage: Stage) -> None:

@@ -5,18 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import threading
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.crashes import died, ending, failed_start, port_was_taken
+from worker.crashes import Cause, died, ending, failed_start, port_was_taken
 from worker.enginelog import EngineLog
 from worker.enginespec import GIB, EngineBinary, EngineSettings, EngineSpec, FlagValue
 from worker.flags import REFUSED, FlagRefused
-from worker.launch import Command, command, default_threads, engine_argv, engine_environment
+from worker.launch import Command, Confinement, command, default_threads, engine_argv, engine_environment
 from worker.loadtimes import LoadTimes, model_bytes
 from worker.process import launch
 
@@ -115,19 +114,18 @@ def test_each_start_has_a_key_of_its_own() -> None:
     assert first.key not in " ".join(first.argv)
 
 
-async def test_engines_are_started_from_the_main_thread_only() -> None:
-    seen: list[BaseException] = []
-
-    def elsewhere() -> None:
-        try:
-            asyncio.run(launch(Command(("true",), {}, 1, "", ""), EngineLog()))
-        except RuntimeError as error:
-            seen.append(error)
-
-    thread = threading.Thread(target=elsewhere)
-    thread.start()
-    thread.join()
-    assert "main thread" in str(seen[0])
+def test_files_of_a_command_line_keep_their_meaning_in_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("m.gguf", "p.gguf"):
+        (tmp_path / name).touch()
+    spec = EngineSpec("m.gguf", Path("m.gguf"), flags={"mmproj": "p.gguf", "lora": "gone.gguf"})
+    words = list(command(BINARY, spec, 1, {}, Confinement(scratch="/s")).argv)
+    assert after(words, "--model") == str(tmp_path / "m.gguf")
+    assert after(words, "--mmproj") == str(tmp_path / "p.gguf")
+    assert after(words, "--lora") == "gone.gguf"
+    assert after(words, "--alias") == "m.gguf"
 
 
 async def test_the_last_line_counts_without_an_end_and_the_code_is_the_engines_own() -> None:
@@ -184,10 +182,48 @@ def test_lines_that_could_hold_a_request_are_counted_and_dropped(line: str) -> N
 
 
 def test_before_the_first_request_all_is_kept_but_the_key() -> None:
-    log = EngineLog(3)
+    log = EngineLog()
     log.begin(secret="s3cr3t")
     log.feed(1, b"a\nkey s3cr3t\n" + b"x" * 9999 + b"\n\n")
     assert log.tail(9) == ["a", "key ***", "x" * 500]
+
+
+def test_the_log_holds_so_many_bytes_and_the_newest_lines() -> None:
+    log = EngineLog(10_000)
+    log.begin(secret="")
+    log.feed(1, b"".join(b"line %d\n" % number for number in range(5000)))
+    kept = log.tail(5000)
+    assert kept[-1] == "line 4999"
+    assert 50 < len(kept) < 200
+
+
+def test_followers_hear_batches_of_what_is_kept_until_they_close() -> None:
+    log = EngineLog()
+    log.begin(secret="key")
+    heard: list[list[str]] = []
+    following = log.follow(lambda lines: heard.append(list(lines)))
+    log.feed(1, b"one\ntw")
+    log.feed(1, b"o key\n" + b"x\n" * 600)
+    assert heard[0] == ["one"]
+    assert heard[1][0] == "two ***"
+    assert max(len(batch) for batch in heard) <= 256
+    assert sum(len(batch) for batch in heard) == 602
+    log.requests_begin()
+    log.feed(1, b"my secret prompt\n")
+    following.close()
+    following.close()
+    log.feed(1, b"srv  update_slots: all slots are idle\n")
+    assert sum(len(batch) for batch in heard) == 602
+
+
+def test_a_follower_that_fails_hears_no_more_and_harms_nobody() -> None:
+    log = EngineLog()
+    heard: list[str] = []
+    log.follow(lambda _: 1 / 0)  # type: ignore[arg-type,return-value]
+    log.follow(heard.extend)
+    log.feed(1, b"a\n")
+    log.feed(1, b"b\n")
+    assert heard == ["a", "b"] == log.tail(2)
 
 
 def test_streams_do_not_mix_and_lives_are_told_apart() -> None:
@@ -228,7 +264,7 @@ def test_output_may_be_cut_anywhere(parts: list[bytes]) -> None:
     ],
 )
 def test_a_failed_start_is_explained(line: str, words: str) -> None:
-    assert re.search(words, failed_start(1, ["loading", line]))
+    assert re.search(words, failed_start(1, ["loading", line]).text)
     assert port_was_taken([line]) == ("bind" in line)
 
 
@@ -239,7 +275,17 @@ def test_endings_are_named() -> None:
     assert ending(139) == "signal SIGSEGV"
     assert ending(-250) == "exit code -250"
     assert ending(3) == "exit code 3"
-    assert died(-6, ["CUDA error: out of memory"]).endswith("smaller quantisation")
+    assert died(-6, ["CUDA error: out of memory"]).text.endswith("smaller quantisation")
+
+
+def test_causes_are_told_to_programs_too() -> None:
+    assert died(-6, []).code == "self-terminated"
+    assert died(-9, []) == Cause("ended: killed by SIGKILL (signal 9), not by Puna", "killed")
+    assert died(137, [], no_memory=True).code == "out-of-memory"
+    assert died(1, ["CUDA error: out of memory"]).code == "out-of-memory"
+    assert failed_start(1, ["nothing telling"]).code == "failed-to-start"
+    assert failed_start(-9, [], no_memory=True).code == "out-of-memory"
+    assert failed_start(1, ["E srv init: couldn't bind HTTP server socket"]).code == "port-taken"
 
 
 def test_the_default_time_out_grows_with_the_file_and_a_given_one_stands() -> None:

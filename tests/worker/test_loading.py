@@ -191,7 +191,7 @@ async def test_a_given_context_stands(loader, spec) -> None:
 
 
 async def test_a_load_that_does_not_fit_is_refused_with_the_figures(loader, spec) -> None:
-    one = loader(gpu(GIB), reserved_bytes=GIB // 2)
+    one = loader(gpu(GIB), reserve=lambda _: GIB // 2)
     with pytest.raises(Unfit) as caught:
         await one.prepare("e0", spec(context_tokens=4 << 20))
     told = caught.value.reason
@@ -245,11 +245,11 @@ async def test_two_at_the_same_moment_are_told_apart(loader, spec) -> None:
 def test_room_adds_devices_and_takes_off_claims_by_share() -> None:
     seen = [gpu(4 * GIB), gpu(6 * GIB, "cuda:1"), gpu(0, "cuda:2").model_copy(update={"memory_total_bytes": 0})]
     claims = [Claim(("cuda:0", "cuda:2"), GIB), Claim(("cuda:1",), GIB), Claim(("cpu:0",), GIB)]
-    both = room(("cuda:0", "cuda:1"), seen, claims, GIB // 4)
+    both = room(("cuda:0", "cuda:1"), seen, claims, lambda _: GIB // 4)
     assert both == Room(("cuda:0", "cuda:1"), 10 * GIB, GIB // 2, GIB + GIB // 2)
     assert both.usable_bytes == 8 * GIB
-    assert room(("cuda:2",), seen, [], 0) is None
-    assert room(("cuda:9",), seen, [], 0) is None
+    assert room(("cuda:2",), seen, []) is None
+    assert room(("cuda:9",), seen, []) is None
     assert Room(("a",), 1, 2, 3).usable_bytes == 0
 
 

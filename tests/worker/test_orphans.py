@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from worker.minder import TAG_VARIABLE
 from worker.orphans import Note, Notebook
-from worker.spawn import TAG_VARIABLE
 
 SLEEP = (sys.executable, "-S", "-c", "import time; print('up', flush=True); time.sleep(600)")
 GONE = 4_194_303

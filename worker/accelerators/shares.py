@@ -11,9 +11,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
-from typing import Final, Literal
+from typing import Final, Literal, Protocol
 
-from schemas.node import Device, Share
+from schemas.node import Device, Engine, Share
+from worker.cores import usable_cores
 
 Strategy = Literal["fill", "evenly"]
 """`fill`: as few devices as possible, the fullest that still has the room. `evenly`: the same of each."""
@@ -156,6 +157,85 @@ def slots(
             totals.setdefault(name, {})[device.device] = total
     align = Decimal(memory_align_bytes)
     return {name: _slot(name, by_device, kept.get(name), align) for name, by_device in totals.items()}
+
+
+class ShareSettings(Protocol):
+    """The settings that shares depend on."""
+
+    @property
+    def reserved(self) -> Mapping[str, str]:
+        """By slot, as `amount` reads it."""
+        ...
+
+    @property
+    def reserved_memory_bytes(self) -> int:
+        """Of each device."""
+        ...
+
+    @property
+    def memory_align_bytes(self) -> int:
+        """The quantum of memory."""
+        ...
+
+    def engine_cores(self, model: str) -> int | None:
+        """Processors that an engine of the model may use; `None`: nobody said."""
+        ...
+
+
+def reserved_bytes(device: Device, settings: ShareSettings) -> int:
+    """What is kept free of a device's memory: `reserved_memory_bytes`, or what `reserved` says of its kind."""
+    slot = memory_slot(device)
+    return int(amount(settings.reserved.get(slot, str(settings.reserved_memory_bytes)), _total(device)))
+
+
+def memory_slot(device: Device) -> str:
+    """The slot that a device's memory is part of; unified memory is the host's."""
+    return "mem" if device.backend == "cpu" or device.unified_memory else f"{device.backend}.mem"
+
+
+def node_shares(
+    devices: Iterable[Device], engines: Iterable[Engine], settings: ShareSettings, *, cores: int | None = None
+) -> dict[str, Share]:
+    """What the heartbeat tells: each slot with what engines that have a process hold of it.
+
+    Memory is what was measured, else what was planned, the same of each device. A device is occupied by its first
+    engine. Processors are what engines may use, by default all but one on the CPU and one beside a GPU; they are
+    shared, so more can be occupied than there is.
+    """
+    known = {device.device: device for device in devices}
+    kept = {memory_slot(device): str(settings.reserved_memory_bytes) for device in known.values()}
+    total = usable_cores() if cores is None else cores
+    held: dict[str, dict[str, Decimal]] = {}
+    for engine in engines:
+        if engine.pid is not None:
+            _hold(held, engine, known, settings.engine_cores(engine.model) or _cores(engine, total))
+    found = slots(known.values(), total, kept | dict(settings.reserved), settings.memory_align_bytes)
+    return {name: replace(slot, occupied=held.get(name, {})).share() for name, slot in found.items()}
+
+
+def _hold(held: dict[str, dict[str, Decimal]], engine: Engine, known: Mapping[str, Device], cores: int) -> None:
+    """Add what one engine has."""
+    own = [known[name] for name in engine.devices if name in known]
+    taken = engine.memory_measured_bytes or engine.memory_planned_bytes or 0
+    for device in own:
+        slot = memory_slot(device)
+        # the host's memory is one pot, whichever device takes of it
+        _add(held, slot, "cpu:0" if slot == "mem" else device.device, Decimal(taken // len(own)))
+        held.setdefault(f"{device.backend}.device", {})[device.device] = ONE
+    _add(held, "cpu", "cpu:0", Decimal(cores))
+
+
+def _add(held: dict[str, dict[str, Decimal]], slot: str, device: str, amount: Decimal) -> None:
+    by_device = held.setdefault(slot, {})
+    by_device[device] = by_device.get(device, _ZERO) + amount
+
+
+def _cores(engine: Engine, total: int) -> int:
+    return max(1, total - 1) if all(name.startswith("cpu") for name in engine.devices) else 1
+
+
+def _total(device: Device) -> Decimal:
+    return Decimal(device.memory_total_bytes)
 
 
 def _parts(device: Device) -> list[tuple[str, Decimal]]:
