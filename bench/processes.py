@@ -7,8 +7,9 @@ import os
 import signal
 import socket
 import subprocess
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -69,6 +70,17 @@ class Children:
         for _, child in reversed(self._running):
             _stop(child)
         self._running.clear()
+
+
+@contextlib.contextmanager
+def measured_in(logs: Path | None) -> Generator[Path]:
+    """The folder of a measurement: `logs`, which stays, or one that goes with it."""
+    if logs is not None:
+        logs.mkdir(parents=True, exist_ok=True)
+        yield logs.resolve()
+        return
+    with tempfile.TemporaryDirectory(prefix="puna-bench-") as folder:
+        yield Path(folder)
 
 
 def _stop(child: subprocess.Popen[bytes]) -> None:

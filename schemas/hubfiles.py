@@ -227,7 +227,9 @@ def _no_one(hits: Sequence[str], models: Sequence[str], quant: str | None) -> No
 def _not_servable(names: Sequence[str]) -> NoReturn:
     held = next((end for end in _OTHER_WEIGHTS if any(name.lower().endswith(end) for name in names)), None)
     if held is None:
-        raise NothingFits(f"there is no GGUF file; there are{listed(names)}" if names else "there are no files")
+        raise NothingFits(
+            f"there is no GGUF file; there are{listed(names)}" if names else "there is no GGUF file, nor any"
+        )
     raise NotServable(
         f"it holds {held[1:]} and no GGUF file, and llama.cpp loads GGUF only: choose a repository of GGUF files "
         "(often named …-GGUF), or name what to fetch all the same with `files`"

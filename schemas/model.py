@@ -26,8 +26,10 @@ COPY_MOVES: Final[dict[CopyState, tuple[CopyState, ...]]] = {
 """Legal moves of a copy. `Updating` is `Ready` with a newer revision on its way beside it: the old one serves on."""
 
 _CHECKSUM: Final = re.compile(r"(?:sha256:[0-9a-f]{64}|md5:[0-9a-f]{32})")
-_REFERENCE: Final = re.compile(r"env:[A-Za-z_][A-Za-z0-9_]{0,127}|file:/[^\0]{1,1023}|secret:[A-Za-z0-9][\w.-]{0,63}")
-_PARAMETERS: Final = ("auth", "region", "endpoint", "secretKey", "profile", "path_style")
+SECRET_REFERENCE: Final = re.compile(
+    r"env:[A-Za-z_][A-Za-z0-9_]{0,127}|file:/[^\0]{1,1023}|secret:[A-Za-z0-9][\w.-]{0,63}(?:#[\w.-]{1,64})?"
+)
+SOURCE_PARAMETERS: Final = ("auth", "region", "endpoint", "secretKey", "profile", "path_style")
 
 
 def _is_source(text: str) -> str:
@@ -52,7 +54,7 @@ def _is_checksum(text: str) -> str:
 
 
 def _is_reference(text: str) -> str:
-    if not _REFERENCE.fullmatch(text):
+    if not SECRET_REFERENCE.fullmatch(text):
         raise ValueError("name where the node finds it: env:NAME, file:/path or secret:NAME; never the secret itself")
     return text
 
@@ -124,9 +126,9 @@ class Wanted(Strict):
     def _no_secret(cls, given: dict[str, str]) -> dict[str, str]:
         if "token" in given:
             raise ValueError("a secret must not be written here: put it into a file or variable and name it: token_ref")
-        unknown = sorted(given.keys() - set(_PARAMETERS))
+        unknown = sorted(given.keys() - set(SOURCE_PARAMETERS))
         if unknown:
-            raise ValueError(f"{unknown[0]!r} is none of {', '.join(_PARAMETERS)}")
+            raise ValueError(f"{unknown[0]!r} is none of {', '.join(SOURCE_PARAMETERS)}")
         return given
 
 

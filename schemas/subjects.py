@@ -187,6 +187,42 @@ class Names:
         """A task for any eligible node, or for one."""
         return f"{self.prefix}.task.{op}" if node is None else f"{self.prefix}.task.{op}.{encode(node)}"
 
+    def tasks_any(self) -> str:
+        """Tasks for any node: what the consumer that all workers share takes."""
+        return f"{self.prefix}.task.*"
+
+    def tasks_of(self, node: str) -> str:
+        """Tasks that name a node: what its own consumer takes."""
+        return f"{self.prefix}.task.*.{encode(node)}"
+
+    def tasks_all(self) -> tuple[str, str]:
+        """What the stream of tasks takes in."""
+        return f"{self.prefix}.task.*", f"{self.prefix}.task.*.*"
+
+    def tasks_durable(self, node: str | None = None) -> str:
+        """The consumer of the tasks for any node, or of those for one."""
+        return "tasks_any" if node is None else f"tasks_node_{encode(node)}"
+
+    def task_parts(self, subject: str) -> tuple[str, str | None]:
+        """Operation and node that a task's subject names. Raises `InvalidName` for another subject."""
+        head, _, rest = subject.partition(f"{self.prefix}.task.")
+        op, mark, token = rest.partition(".")
+        if head or not op:
+            raise InvalidName(f"{subject[:80]!r} is no subject of a task")
+        return op, decode(token) if mark else None
+
+    def dead(self, op: str) -> str:
+        """Where a task goes that cannot be done."""
+        return f"{self.prefix}.dlq.{op}"
+
+    def dead_all(self) -> str:
+        """All of them: what the stream takes in."""
+        return f"{self.prefix}.dlq.*"
+
+    def copy_key(self, model: str, node: str) -> str:
+        """Key in the copies bucket: a model's files on one node."""
+        return f"{encode(model)}.{encode(node)}"
+
     def worker_needs(self, node: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """What a worker must be allowed to publish and to subscribe to."""
         publish = (
@@ -197,8 +233,19 @@ class Names:
             f"$KV.{self.bucket_leases}.>",
             f"{self.prefix}.demand.*",
             f"$JS.API.STREAM.INFO.{self.stream_queue}",
+            f"$JS.API.STREAM.MSG.GET.KV_{self.bucket_leases}",
+            f"$JS.API.CONSUMER.INFO.{self.stream_queue}.*",
+            f"$JS.API.CONSUMER.CREATE.{self.stream_queue}.>",
             f"$JS.API.CONSUMER.MSG.NEXT.{self.stream_queue}.*",
             f"$JS.ACK.{self.stream_queue}.>",
+            self.dead("*"),
+            f"$KV.{self.bucket_tasks}.>",
+            f"$KV.{self.bucket_models}.>",
+            f"$KV.{self.bucket_copies}.*.{encode(node)}",
+            f"$JS.API.CONSUMER.MSG.NEXT.{self.stream_tasks}.*",
+            f"$JS.API.STREAM.MSG.GET.{self.stream_tasks}",
+            f"$JS.API.STREAM.MSG.DELETE.{self.stream_tasks}",
+            f"$JS.ACK.{self.stream_tasks}.>",
         )
         return publish, (f"{self.prefix}.infer.*.*", self.node(node, ">"), self.demand_all())
 
@@ -210,6 +257,7 @@ class Names:
             f"{self.prefix}.demand.*",
             f"$KV.{self.bucket_leases}.>",
             f"$JS.API.STREAM.INFO.{self.stream_queue}",
+            *self.tasks_all(),
         )
         return publish, (self.replies(gateway),)
 
@@ -243,6 +291,16 @@ class Names:
         return f"{self._upper}_EVENTS"
 
     @property
+    def stream_tasks(self) -> str:
+        """Tasks that no node has done yet."""
+        return f"{self._upper}_TASKS"
+
+    @property
+    def stream_dead(self) -> str:
+        """Tasks that could not be done, with the reason."""
+        return f"{self._upper}_DLQ"
+
+    @property
     def bucket_nodes(self) -> str:
         """Heartbeats."""
         return f"{self.prefix}_nodes"
@@ -261,3 +319,13 @@ class Names:
     def bucket_models(self) -> str:
         """Desired state."""
         return f"{self.prefix}_models"
+
+    @property
+    def bucket_copies(self) -> str:
+        """What is where: each node's copies."""
+        return f"{self.prefix}_copies"
+
+    @property
+    def bucket_tasks(self) -> str:
+        """State and progress of each task."""
+        return f"{self.prefix}_tasks"

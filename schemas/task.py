@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, Final, Literal, cast
+from typing import Annotated, Any, Final, Literal, cast
 
 import orjson
 from pydantic import AfterValidator, Field, ValidationError
@@ -96,7 +96,7 @@ class CancelTask(Strict):
 
 
 Task = DownloadTask | DeleteTask | LoadTask | UnloadTask | VerifyTask | CancelTask
-_KINDS: Final[dict[TaskOp, type[Task]]] = {
+TASK_KINDS: Final[dict[TaskOp, type[Task]]] = {
     "download": DownloadTask,
     "download_override": DownloadTask,
     "delete": DeleteTask,
@@ -113,7 +113,7 @@ def read_task(op: str, payload: bytes) -> Task:
     A missing id follows from the content, so the same task sent twice is one task. Raises `InvalidRequest` and its
     kinds, which name field and remedy.
     """
-    kind = _KINDS.get(cast(TaskOp, op))
+    kind = TASK_KINDS.get(cast(TaskOp, op))
     if kind is None:
         raise InvalidRequest(f"task {op[:40]!r} is none of {', '.join(TASK_OPS)}", param="op")
     if len(payload) > BODY_LIMIT_BYTES:
@@ -152,9 +152,18 @@ class TaskRecord(Wire):
     op: TaskOp
     model: str | None = None
     node: str | None = None
+    """Who does it, or did it last."""
+    holder: str | None = None
+    """The process of that node: one that was started anew is another holder."""
+    sequence: int | None = None
+    """Of the message in the tasks stream that is being worked on."""
     epoch: int = 1
     state: TaskState = "queued"
     attempts: int = 0
+    declined: int = 0
+    """Times that a node which heard it could not take it."""
+    cancel: bool = False
+    """Somebody wants it to end; who works on it sees this and stops."""
     created: float
     since: float
     reason: str | None = None
@@ -178,3 +187,20 @@ def moved(record: TaskRecord, state: TaskState, now: float, **changes: object) -
         raise IllegalMove(f"task {record.task}: {record.state} → {state} is no legal move")
     since = record.since if state == record.state else now
     return record.model_copy(update={"state": state, "since": since, **changes})
+
+
+class DeadTask(Wire):
+    """A message in the dead-letter stream. `body` is the task as it was sent, without what may be a secret, and None
+    if it was no JSON object; `at` is Unix seconds by the node's clock."""
+
+    task: str | None = None
+    op: str
+    subject: str
+    node: str
+    """Which gave it up."""
+    state: TaskState
+    code: str
+    error: str
+    attempts: int = 0
+    at: float
+    body: dict[str, Any] | None = None

@@ -27,6 +27,18 @@ LEASE_MAX_AGE_S: Final = 3600.0
 LEASES_LIMIT_BYTES: Final = 16 << 20
 EVENTS_LIMIT_BYTES: Final = 256 << 20
 EVENTS_MAX_AGE_S: Final = 7 * 86400.0
+TASKS_LIMIT_BYTES: Final = 64 << 20
+TASKS_MAX_AGE_S: Final = 30 * 86400.0
+"""A task that nobody has done after so long, because its node never came back, is given up."""
+TASK_ACK_WAIT_S: Final = 30.0
+"""A node that took a task and says nothing for this long is frozen or dead, and the task goes to another."""
+DEAD_LIMIT_BYTES: Final = 64 << 20
+DEAD_MAX_AGE_S: Final = 30 * 86400.0
+RECORDS_LIMIT_BYTES: Final = 64 << 20
+"""Of each of the buckets of tasks, models and copies."""
+TASK_ENDED_TTL_S: Final = 7 * 86400.0
+"""How long the record of a task that has ended is kept."""
+MODELS_HISTORY: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +205,25 @@ def fleet(names: Names, *, replicas: int = 1, queue_limit_requests: int = QUEUE_
                 max_age_s=EVENTS_MAX_AGE_S,
                 replicas=replicas,
             ),
+            StreamSpec(
+                name=names.stream_tasks,
+                subjects=names.tasks_all(),
+                storage="file",
+                retention="workqueue",
+                discard="new",
+                max_bytes=TASKS_LIMIT_BYTES,
+                max_age_s=TASKS_MAX_AGE_S,
+                allow_msg_ttl=True,
+                replicas=replicas,
+            ),
+            StreamSpec(
+                name=names.stream_dead,
+                subjects=(names.dead_all(),),
+                storage="file",
+                max_bytes=DEAD_LIMIT_BYTES,
+                max_age_s=DEAD_MAX_AGE_S,
+                replicas=replicas,
+            ),
         ),
         buckets=(
             BucketSpec(names.bucket_nodes, storage="memory", ttl_s=NODE_TTL_S, marker_ttl_s=60.0, replicas=replicas),
@@ -204,8 +235,29 @@ def fleet(names: Names, *, replicas: int = 1, queue_limit_requests: int = QUEUE_
                 max_bytes=LEASES_LIMIT_BYTES,
                 replicas=replicas,
             ),
+            *_records(names, replicas),
         ),
         blobs=(BlobSpec(names.bucket_blobs, storage="memory", ttl_s=BLOB_TTL_S, max_bytes=BLOB_LIMIT_BYTES),),
+    )
+
+
+def _records(names: Names, replicas: int) -> tuple[BucketSpec, ...]:
+    """What the fleet knows of its models; on disk, so that it outlives the server."""
+    limit, kept_s = RECORDS_LIMIT_BYTES, TASKS_MAX_AGE_S
+    return (
+        BucketSpec(names.bucket_models, "file", history=MODELS_HISTORY, max_bytes=limit, replicas=replicas),
+        BucketSpec(names.bucket_copies, "file", marker_ttl_s=60.0, max_bytes=limit, replicas=replicas),
+        BucketSpec(names.bucket_tasks, "file", kept_s, marker_ttl_s=60.0, max_bytes=limit, replicas=replicas),
+    )
+
+
+def tasks(names: Names, node: str | None = None) -> ConsumerSpec:
+    """The consumer of the tasks for any node, which all workers share, or of those that name one."""
+    return ConsumerSpec(
+        stream=names.stream_tasks,
+        durable=names.tasks_durable(node),
+        filter_subject=names.tasks_any() if node is None else names.tasks_of(node),
+        ack_wait_s=TASK_ACK_WAIT_S,
     )
 
 

@@ -19,6 +19,8 @@ from worker.flags import REFUSED_VARIABLES, flag_name, profile_arguments
 from worker.minder import TAG_VARIABLE
 
 HOST: Final = "127.0.0.1"
+_PACKAGES: Final = Path(__file__).resolve().parents[1]
+"""Where the embedded engine finds our packages: it does not run in the folder in which the worker was started."""
 _SECRET = re.compile(r"^(PUNA_|NATS_|AWS_|AZURE_|GOOGLE_|OTEL_)|TOKEN|SECRET|PASSWORD|CREDENTIAL|API_?KEY|PRIVATE_KEY")
 
 
@@ -102,6 +104,8 @@ def command(
     """The command that serves `spec` on `port`. Raises `FlagRefused`."""
     key, tag = secrets.token_urlsafe(32), secrets.token_hex(8)
     environment = engine_environment(environ, spec, key=key, tag=tag)
+    if binary.kind == "embedded":
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(_PACKAGES), environment.get("PYTHONPATH"))))
     argv = engine_argv(binary, spec, port)
     return Command(tuple(_anchored(argv) if confinement.scratch else argv), environment, port, key, tag, confinement)
 

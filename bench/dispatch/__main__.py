@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Final, NoReturn
 
@@ -15,7 +13,7 @@ import uvloop
 
 from bench.dispatch import fleet, report, rounds
 from bench.dispatch.workload import MODEL, TOKENS_PER_S, Shape
-from bench.processes import Children, StartFailed
+from bench.processes import Children, StartFailed, measured_in
 
 FAILURE: Final = 1
 PROCESSES: Final = 4
@@ -42,10 +40,10 @@ def dispatch(
     loads: Loads = "0.7,0.85,0.95",
     nodes: Nodes = 32,
     slots: Slots = 4,
-    mean: Mean = 1.0,
+    mean: Mean = 3.0,
     sigma: Sigma = 1.0,
     times: Rounds = 3,
-    seconds: Seconds = 40.0,
+    seconds: Seconds = 90.0,
     ways: Ways = "line,gateway",
     frozen: Frozen = 0.1,
     seed: Seed = 1,
@@ -59,7 +57,7 @@ def dispatch(
     shapes = [Shape(float(load), nodes * slots, mean, sigma, seconds) for load in loads.split(",")]
     apart = max(1, round(nodes * frozen)) if frozen else 0
     try:
-        with _folder(logs) as folder, Children(folder) as children:
+        with measured_in(logs) as folder, Children(folder) as children:
             up = _started(children, nodes, slots, apart, "gateway" in chosen)
             seen = list(_rounds(up, chosen, shapes, range(seed, seed + times), freezes=apart > 0))
     except (StartFailed, ValueError) as error:
@@ -72,16 +70,6 @@ def dispatch(
 def _give_up(error: Exception) -> NoReturn:
     sys.stderr.write(f"bench.dispatch: {error}\n")
     raise SystemExit(FAILURE)
-
-
-@contextmanager
-def _folder(logs: Path | None) -> Generator[Path]:
-    if logs is not None:
-        logs.mkdir(parents=True, exist_ok=True)
-        yield logs.resolve()
-        return
-    with tempfile.TemporaryDirectory(prefix="puna-bench-") as folder:
-        yield Path(folder)
 
 
 def _started(children: Children, nodes: int, slots: int, apart: int, gateway: bool) -> fleet.Fleet:

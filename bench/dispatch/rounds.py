@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from bench.dispatch import queues
 from bench.dispatch.driver import Outcome, drive
@@ -17,7 +17,8 @@ from bench.dispatch.waits import Waits
 from bench.dispatch.workload import Request, Shape
 from bench.processes import Cost, measure
 
-PATIENCE_S = 60.0
+SPARE_S: Final = 60.0
+"""How much longer than the longest answer takes the last one is waited for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +99,14 @@ async def run(fleet: Fleet, way: str, shape: Shape, number: int, *, seed: int, f
 
 
 async def _driven(fleet: Fleet, way: str, requests: Sequence[Request]) -> Outcome:
+    patience_s = SPARE_S + max((request.service_s for request in requests), default=0.0)
     if way == "line":
         async with line(fleet.nats_url) as door:
-            return await drive(door, requests, patience_s=PATIENCE_S)
+            return await drive(door, requests, patience_s=patience_s)
     if fleet.gateway_port is None:
         raise ValueError("this fleet has no gateway")
     async with gateway(fleet.gateway_port) as http:
-        return await drive(http, requests, patience_s=PATIENCE_S)
+        return await drive(http, requests, patience_s=patience_s)
 
 
 def matched(outcome: Outcome, events: Iterable[dict[str, Any]]) -> list[Served]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Final, NoReturn
 
@@ -15,7 +13,7 @@ import typer
 from bench.compiler import CompilerMissing, native
 from bench.overhead import paths, real, report
 from bench.overhead.load import ClientFailed, Load, Sample, run
-from bench.processes import Children, StartFailed
+from bench.processes import Children, StartFailed, measured_in
 
 FAILURE: Final = 1
 UNAVAILABLE: Final = 69
@@ -52,7 +50,7 @@ def overhead(
 ) -> None:
     """Drive one load directly, through nginx and through Puna, and print what each adds and costs."""
     try:
-        with _folder(logs) as folder, Children(folder) as children:
+        with measured_in(logs) as folder, Children(folder) as children:
             if real_model is not None:
                 loads, samples = real.measured(children, native("client"), real_model, rounds, _progress)
             else:
@@ -72,16 +70,6 @@ def overhead(
 def _give_up(error: Exception, code: int) -> NoReturn:
     sys.stderr.write(f"bench.overhead: {error}\n")
     raise SystemExit(code)
-
-
-@contextmanager
-def _folder(logs: Path | None) -> Generator[Path]:
-    if logs is not None:
-        logs.mkdir(parents=True, exist_ok=True)
-        yield logs.resolve()
-        return
-    with tempfile.TemporaryDirectory(prefix="puna-bench-") as folder:
-        yield Path(folder)
 
 
 def _loads(counts: Iterable[int], seconds: float, warm_up_s: float, answer_chunks: int) -> Iterator[Load]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from bench.dispatch.gateway import gateway
 from bench.dispatch.rounds import matched
 from bench.dispatch.waits import Waits
 from bench.dispatch.workload import TOKENS_PER_S
-from bench.processes import Children, StartFailed
+from bench.processes import Children, StartFailed, measured_in
 from bench.switches.optimum import belady
 from bench.switches.traces import KINDS, Trace, trace
 
@@ -40,6 +39,7 @@ Rate = Annotated[float, typer.Option(help="Requests a second of the zipf trace."
 Kinds = Annotated[str, typer.Option("--traces", help=f"Of {', '.join(KINDS)}, with commas.")]
 Seed = Annotated[int, typer.Option(help="Of the zipf trace.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object instead of the text.")]
+Logs = Annotated[Path | None, typer.Option(help="Keep logs and journals in this folder, one inside for each trace.")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +69,13 @@ def switches(
     kinds: Kinds = ALL_KINDS,
     seed: Seed = 1,
     as_json: Json = False,
+    logs: Logs = None,
 ) -> None:
     """Ask a simulated node for more models than it has room for, through the gateway; count the loads."""
     names = [f"model-{number}" for number in range(models)]
     try:
         traces = [trace(kind, names, count, service_s=service, rate_per_s=rate, seed=seed) for kind in kinds.split(",")]
-        seen = [_measured(each, names, devices, load) for each in traces]
+        seen = [_measured(each, names, devices, load, logs) for each in traces]
     except (StartFailed, ValueError) as error:
         sys.stderr.write(f"bench.switches: {error}\n")
         raise SystemExit(FAILURE) from error
@@ -83,11 +84,11 @@ def switches(
     raise SystemExit(FAILURE if any(each.lost for each in seen) else 0)
 
 
-def _measured(asked: Trace, names: Sequence[str], devices: int, load_s: float) -> Switches:
+def _measured(asked: Trace, names: Sequence[str], devices: int, load_s: float, logs: Path | None) -> Switches:
     """On a fleet of its own: what earlier traces left would be an advantage, or none."""
     sys.stderr.write(f"{asked.name}: {len(asked.requests)} requests\n")
-    with tempfile.TemporaryDirectory(prefix="puna-bench-") as folder, Children(Path(folder)) as children:
-        config = Path(folder) / "simulation.yaml"
+    with measured_in(logs and logs / asked.name) as folder, Children(folder) as children:
+        config = folder / "simulation.yaml"
         config.write_text(yaml.safe_dump(_simulation(names, devices, load_s)))
         up = fleet.start(children, [1], ["--config", str(config)], slots=4, engines=0, gateway=True)
         outcome = uvloop.run(_driven(up, asked))

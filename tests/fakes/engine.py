@@ -16,6 +16,7 @@ Beside llama-server's flags (unknown ones are ignored):
     --ignore-sigterm      only SIGKILL ends it          --wrong-alias          serve another name than was asked for
     --spawn-child         start a child that lives on   --say TEXT             print TEXT to stderr at start
     --log-requests        print request bodies to stderr, as an engine's error messages may
+    --hold-mib N          take so much memory
 On SIGUSR1 it goes deaf: connections are taken, and nothing is answered any more.
 """
 
@@ -86,6 +87,7 @@ class Engine:
         self.log_requests = "log-requests" in options
         self.ready_at = time.monotonic() + float(options.get("slow-start", "0"))
         self.sent = 0
+        self.held = b"x" * (int(options.get("hold-mib", "0")) << 20)
         self.deaf = False
         self.tasks: set[asyncio.Task[None]] = set()
 

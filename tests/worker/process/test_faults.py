@@ -137,7 +137,7 @@ async def test_a_killed_engine_is_told_and_started_again(new_worker: Any, reques
     await started(requester, 1)
     os.kill((await requester.verb("n1", "status"))["engines"][0]["pid"], signal.SIGKILL)
     await all_done([stream], 3)
-    assert (stream.last["code"], stream.last["status"], stream.last["retryable"]) == ("engine_failed", 502, True)
+    assert (stream.last["code"], stream.last["status"], stream.last["retryable"]) == ("engine_died", 502, True)
     assert stream.last["data_frames"] == stream.kinds.count("data") > 0
     await seen(worker, "engine_ready", 2)
     again = await requester.ask()
