@@ -1,0 +1,1 @@
+"""Downloads measured: see bench/README.md."""
