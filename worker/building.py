@@ -1,31 +1,25 @@
-"""The keeper of a node and what it is made of."""
+"""The keeper of a node, what it is made of, and whoever gives its engines work."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
-from bus.watched import Tasks
 from schemas.node import Device
 from worker.accelerators.shares import reserved_bytes
 from worker.assignment import usable_gpus
-from worker.backend import Launch
 from worker.bars import Bars
 from worker.catalogue import Catalogue
 from worker.census import Counter
-from worker.confines import Confines
 from worker.demandrate import DemandRates
-from worker.devices import Devices
 from worker.engine import Engine
-from worker.enginespec import EngineBinary
 from worker.keeper import Keeper
 from worker.loading import Loader, Needs, Unfit
 from worker.making import Workshop
 from worker.needs import Kind, KnownNeeds
 from worker.parts import Parts, Rules
-from worker.process import launch
+from worker.replies import Replies
 from worker.serving import Serving
-from worker.settings import WorkerSettings
+from worker.surroundings import Surroundings
 
 
 class InUse:
@@ -52,20 +46,26 @@ class InUse:
             self.serving.slots.set_yielding(engine, on)
 
 
-def build_keeper(
-    settings: WorkerSettings,
-    binary: EngineBinary | None,
-    devices: Devices,
-    confines: Confines,
-    in_use: InUse,
-    *,
-    launch: Launch = launch,
-    tasks: Tasks,
-    clock: Callable[[], float],
-    on_change: Callable[[Engine], None],
-    tell: Callable[..., Any],
-) -> Keeper:
+def build_serving(here: Surroundings, keeper: Keeper, replies: Replies, on_change: Callable[[str], None]) -> Serving:
+    """Whoever gives the engines their work."""
+    settings = here.settings
+    return Serving(
+        settings.node,
+        here.bus,
+        keeper,
+        replies=replies,
+        tasks=here.tasks,
+        metrics=here.metrics,
+        clock=here.clock,
+        on_change=on_change,
+        device_limit=settings.max_pending_requests_per_device,
+        spill_after_s=settings.spill_after_s,
+    )
+
+
+def build_keeper(here: Surroundings, in_use: InUse, on_change: Callable[[Engine], None]) -> Keeper:
     """A keeper with no engine yet. Raises `FlagRefused` for a model whose flags may not be set."""
+    settings, binary, devices = here.settings, here.binary, here.devices
     demand = DemandRates()
     catalogue = Catalogue(settings.models if binary else ())
 
@@ -77,7 +77,7 @@ def build_keeper(
         return devices.current
 
     loader = Loader(settings.state_folder / "loads", read, check=settings.memory_check, reserve=reserve)
-    shop = Workshop(settings, binary, devices.accelerators, loader, confines, in_use.busy, launch)
+    shop = Workshop(settings, binary, devices.accelerators, loader, here.confines, in_use.busy, here.launch)
     shop.check()
 
     async def needs(model: str, kind: Kind) -> Needs:
@@ -94,17 +94,17 @@ def build_keeper(
             devices=devices,
             counter=Counter(in_use, demand, reserve, settings.memory_limit_bytes),
             demand=demand,
-            bars=Bars(clock, settings.engine.restart_delay_cap_s),
+            bars=Bars(here.clock, settings.engine.restart_delay_cap_s),
             rules=Rules(
                 start_concurrency=settings.instance_start_concurrency,
                 idle_ttl_s=settings.idle_ttl_s,
                 give_up_after=settings.engine.give_up_waiting_after,
                 busy_grace_s=settings.drain_s,
             ),
-            tasks=tasks,
-            clock=clock,
+            tasks=here.tasks,
+            clock=here.clock,
             on_change=on_change,
-            tell=tell,
+            tell=here.events.tell,
             engine_sees_gpus=bool(binary and binary.devices),
         )
     )

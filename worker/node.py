@@ -6,7 +6,6 @@ import asyncio
 import logging
 import secrets
 from contextlib import AsyncExitStack
-from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
 from bus.connection import Bus
@@ -18,7 +17,7 @@ from web import Limits, Server
 from web.keys import Keyring as Keys
 from worker.adoption import adoptable
 from worker.backend import Backend, Processes
-from worker.building import InUse, build_keeper
+from worker.building import InUse, build_keeper, build_serving
 from worker.confines import Confines
 from worker.devices import Devices
 from worker.engine import Engine
@@ -29,8 +28,8 @@ from worker.inbox import Inbox
 from worker.metrics import Metrics
 from worker.pulse import Pulse
 from worker.replies import Replies
-from worker.serving import Serving
 from worker.settings import WorkerSettings
+from worker.surroundings import Surroundings, puna_version
 from worker.telling import Telling
 
 log = logging.getLogger(__name__)
@@ -96,7 +95,7 @@ class Node:
             await self._listen(stack)
             self._stack = stack.pop_all()
         self._running = True
-        self._events.tell("node_started", version=_version(), http=self.http_url)
+        self._events.tell("node_started", version=puna_version(), http=self.http_url)
         log.info("node_started", extra={"event": "node_started", "node": self._settings.node, "http": self.http_url})
 
     async def _find_devices(self) -> None:
@@ -112,21 +111,11 @@ class Node:
         self._found = await asyncio.to_thread(adoptable, settings.state_folder)
         await asyncio.to_thread(self._confines.begin, [each.engine_id for each in self._found])
         self._replies = Replies(bus, settings.node, self._tasks, self._clock)
-        self._build_engines()
-        self._telling = Telling(
-            settings,
-            bus,
-            self._keeper,
-            self._serving,
-            devices=self._devices,
-            confines=self._confines,
-            metrics=self._metrics,
-            events=self._events,
-            tasks=self._tasks,
-            boot_id=fresh_id(),
-            version=_version(),
-            leave=self.leaving.set,
-        )
+        here = self._surroundings()
+        in_use = InUse()
+        self._keeper = build_keeper(here, in_use, self._engine_changed)
+        self._serving = in_use.serving = build_serving(here, self._keeper, self._replies, self._changed)
+        self._telling = Telling(here, self._keeper, self._serving, boot_id=fresh_id(), leave=self.leaving.set)
         self._maker, self._heartbeats = self._telling.maker, self._telling.heartbeats
         self._inbox = Inbox(
             bus,
@@ -142,32 +131,18 @@ class Node:
         bus.on_session(self._ensure_topology)
         bus.on_session(self._heartbeats.session)
 
-    def _build_engines(self) -> None:
-        """Whoever starts engines, and whoever gives them work."""
-        settings, in_use = self._settings, InUse()
-        self._keeper = build_keeper(
-            settings,
-            self._binary,
-            self._devices,
-            self._confines,
-            in_use,
+    def _surroundings(self) -> Surroundings:
+        return Surroundings(
+            settings=self._settings,
+            bus=self._bus,
+            events=self._events,
+            devices=self._devices,
+            confines=self._confines,
+            binary=self._binary,
             launch=self._backend.launch,
-            tasks=self._tasks,
-            clock=self._clock,
-            on_change=self._engine_changed,
-            tell=self._events.tell,
-        )
-        self._serving = in_use.serving = Serving(
-            settings.node,
-            self._bus,
-            self._keeper,
-            replies=self._replies,
-            tasks=self._tasks,
             metrics=self._metrics,
+            tasks=self._tasks,
             clock=self._clock,
-            on_change=self._changed,
-            device_limit=settings.max_pending_requests_per_device,
-            spill_after_s=settings.spill_after_s,
         )
 
     async def _listen(self, stack: AsyncExitStack) -> None:
@@ -269,10 +244,3 @@ class Node:
 
     async def _stop_engines(self) -> None:
         await self._keeper.stop(leave=self._leave_engines)
-
-
-def _version() -> str:
-    try:
-        return version("puna")
-    except PackageNotFoundError:
-        return "0.0.0+checkout"

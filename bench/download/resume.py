@@ -80,7 +80,7 @@ def resume(
     mib: Size = 200,
     mib_per_s: Rate = 50,
     kills: Kills = "0.5",
-    ways: Ways = ",".join(WAYS),
+    ways: Ways = "huggingface_hub,puna",
     as_json: Json = False,
 ) -> None:
     """Fetch one file in each way, killed and started again, and print what was sent twice."""

@@ -12,6 +12,7 @@ from gateway.cli.download import RemoteFile, fetch
 from gateway.cli.exits import FAILURE, NOT_ALLOWED, NOT_FOUND, USAGE, CliError
 from gateway.cli.folders import cache_dir
 from gateway.cli.say import Teller
+from schemas import hubfiles
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
@@ -20,8 +21,6 @@ _SOURCE: Final = re.compile(
     r"(?:hf://)?(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)"
     r"(?:@(?P<revision>[\w./-]+))?(?::(?P<quant>[A-Za-z0-9_]+))?(?:#(?P<file>[^#]+\.gguf))?"
 )
-_SHARD: Final = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
-_DEFAULT_QUANT: Final = "Q4_K_M"
 _METADATA_S: Final = 15.0
 
 
@@ -58,39 +57,12 @@ def parse_source(text: str) -> HubSource | None:
 
 def choose_files(source: HubSource, files: Sequence[HubFile]) -> list[HubFile]:
     """The file to load, or all parts of one that is split, first part first. Raises `CliError`, which lists them."""
-    models = [file for file in files if file.name.endswith(".gguf") and "mmproj" not in file.name.lower()]
-    if source.file is not None:
-        found = [file for file in models if file.name == source.file]
-    else:
-        found = _with_quant(models, source.quant) or ([] if source.quant else _only_one(models))
-    if found:
-        return _parts(found[0], models)
-    if not models:
-        raise CliError(f"{source.repository} holds no GGUF file; choose a repository that does", NOT_FOUND)
-    names = "\n  ".join(file.name for file in models[:40])
-    raise CliError(f"{source.repository}: say which file, with :QUANT or #FILE; it has\n  {names}", NOT_FOUND)
-
-
-def _with_quant(models: Sequence[HubFile], quant: str | None) -> list[HubFile]:
-    wanted = re.compile(rf"(?:^|[-._/]){re.escape(quant or _DEFAULT_QUANT)}(?:[-._/]|$)", re.IGNORECASE)
-    return sorted((file for file in models if wanted.search(file.name)), key=lambda file: file.name)
-
-
-def _only_one(models: Sequence[HubFile]) -> list[HubFile]:
-    whole = [file for file in models if not _SHARD.search(file.name) or "-00001-of-" in file.name]
-    return whole if len(whole) == 1 else []
-
-
-def _parts(first: HubFile, models: Sequence[HubFile]) -> list[HubFile]:
-    hit = _SHARD.search(first.name)
-    if hit is None:
-        return [first]
-    stem, count = first.name[: hit.start()], hit[2]
-    names = {f"{stem}-{part:05d}-of-{count}.gguf" for part in range(1, int(count) + 1)}
-    parts = sorted((file for file in models if file.name in names), key=lambda file: file.name)
-    if len(parts) != int(count):
-        raise CliError(f"{stem}: the repository has {len(parts)} of its {int(count)} parts", NOT_FOUND)
-    return parts
+    known = {file.name: file for file in files}
+    try:
+        main = hubfiles.choose_files(list(known), file=source.file, quant=source.quant).main
+    except hubfiles.NoChoice as error:
+        raise CliError(f"{source.repository}: {error.message}", NOT_FOUND) from error
+    return [known[part] for part in hubfiles.part_names(main)]
 
 
 def hub_model(source: HubSource, teller: Teller) -> Path:

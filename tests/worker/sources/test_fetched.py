@@ -1,0 +1,136 @@
+"""From a source to the disk: what was listed is fetched with the token at its own origin alone, and checked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from schemas.source import parse_source
+from worker.sources import Corrupt, Denied, Gated, Listing, Secrets, Source, Want
+from worker.sources.asking import Patience
+from worker.sources.hub import Hub
+from worker.sources.s3 import ObjectStore
+from worker.transfer.fetcher import Fetcher
+from worker.transfer.part import Digests, Part
+from worker.transfer.settings import DownloadSettings
+
+TOKEN = "hf_verysecretindeed"
+MB = 1 << 20
+BIG, CONFIG = os.urandom(6 * MB), b'{"a": 1}\n'
+QUICK = {"retry_interval_s": 0.01, "hf_retry_interval_s": 0.01, "multipart_threshold_bytes": MB, "piece_bytes": MB}
+PATIENCE = Patience(3, 0.01)
+
+
+class Way:
+    """A source, and a fetcher for what it lists."""
+
+    def __init__(self, source: Source, secrets: Secrets, work: Path) -> None:
+        self.source, self.secrets, self.work = source, secrets, work
+        self.fetcher = Fetcher(DownloadSettings.model_validate(QUICK))
+
+    async def listing(self, text: str, **want: Any) -> tuple[Want, Listing]:
+        made = Want(parse_source(text), **want)
+        return made, await self.source.resolve(made.ref, want=made, secrets=self.secrets)
+
+    async def fetch(self, want: Want, listing: Listing, path: str) -> Digests:
+        file = listing.file(path)
+        part = Part(self.work / "data", self.work / "journal")
+
+        async def sign() -> Any:
+            return await self.source.requests(file, want=want, secrets=self.secrets)
+
+        return await self.fetcher.fetch(file, sign, part, lambda _: None, source=want.ref.scheme)
+
+
+@pytest.fixture
+async def hub(start: Callable[..., Any], files: Callable[..., Path], secrets: Any, tmp_path: Path) -> Any:
+    """A gated repository, and a way to it with its token."""
+    root = files({"o/r/main/m-Q4_K_M.gguf": BIG, "o/r/main/config.json": CONFIG})
+    (root / "o/r/repo.json").write_text(json.dumps({"gated": True, "readers": [TOKEN]}))
+    fake = start("hub.py", root)
+    way = Way(Hub(PATIENCE), secrets(HF_ENDPOINT=fake.url, HF_TOKEN=TOKEN), tmp_path)
+    yield fake, way
+    way.fetcher.close()
+
+
+FAULTS: list[dict[str, Any]] = [
+    {"kind": "cut", "role": "storage", "after_bytes": 300_000, "times": 3},
+    {"kind": "whole", "role": "storage", "times": 2},
+    {"kind": "short", "role": "storage", "bytes": 100_000, "times": 3},
+    {"kind": "shifted", "role": "storage", "by": 1000, "times": 1},
+    {"kind": "other_range", "role": "storage", "by": 1000, "times": 1},
+    {"kind": "flip", "role": "storage", "at": 2 * MB + 5, "times": 1},
+    {"kind": "status", "role": "storage", "status": 503, "times": 2},
+    {"kind": "status", "role": "storage", "status": 429, "retry_after": "0", "times": 1},
+    {"kind": "status", "role": "storage", "status": 403, "times": 1, "skip": 1},
+    {"kind": "redirect", "role": "storage", "to": "elsewhere"},
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault['kind']}-{fault.get('status', '')}")
+async def test_whatever_the_hub_does_the_bytes_are_right_and_the_token_stays_at_home(
+    hub: Any, fault: dict[str, Any]
+) -> None:
+    fake, way = hub
+    fake.fault(**fault)
+    want, listing = await way.listing("hf://o/r")
+    digests = await way.fetch(want, listing, "m-Q4_K_M.gguf")
+    assert digests.sha256 == hashlib.sha256(BIG).hexdigest()
+    assert (way.work / "data").read_bytes() == BIG
+    seen = fake.seen()["requests"]
+    assert {each["authorization"] for each in seen if each["role"] == "hub"} == {f"Bearer {TOKEN}"}
+    assert {each["authorization"] for each in seen if each["role"] != "hub"} == {None}
+
+
+async def test_a_bit_that_is_always_wrong_is_named_and_not_kept(hub: Any) -> None:
+    fake, way = hub
+    fake.fault("flip", role="storage", at=2 * MB + 5)
+    want, listing = await way.listing("hf://o/r")
+    with pytest.raises(Corrupt, match="m-Q4_K_M"):
+        await way.fetch(want, listing, "m-Q4_K_M.gguf")
+
+
+async def test_a_small_file_is_checked_by_the_hash_that_git_has(hub: Any) -> None:
+    fake, way = hub
+    want, listing = await way.listing("hf://o/r", files=("*.gguf", "*.json"))
+    assert (await way.fetch(want, listing, "config.json")).sha256 == hashlib.sha256(CONFIG).hexdigest()
+    for name in ("data", "journal"):
+        (way.work / name).unlink(missing_ok=True)
+    fake.fault("flip", match="*/config.json", at=3)
+    with pytest.raises(Corrupt):
+        await way.fetch(want, listing, "config.json")
+
+
+async def test_access_that_ends_between_metadata_and_bytes_is_said(hub: Any, tmp_path: Path) -> None:
+    _, way = hub
+    want, listing = await way.listing("hf://o/r")
+    (tmp_path / "root/o/r/repo.json").write_text(json.dumps({"gated": True}))
+    with pytest.raises((Gated, Denied)):
+        await way.fetch(want, listing, "m-Q4_K_M.gguf")
+
+
+async def test_objects_come_in_ranges_by_signed_urls_and_a_flipped_bit_is_caught(
+    start: Any, files: Any, secrets: Any, tmp_path: Path
+) -> None:
+    key = "AKIA:secret"
+    fake = start("objects.py", files({"bkt/m/a b+c#é.gguf": BIG}), "--key", key)
+    way = Way(ObjectStore(PATIENCE), secrets(KEYS=key), tmp_path)
+    fake.fault("cut", method="GET", after_bytes=300_000, times=3)
+    want, listing = await way.listing("s3://bkt/m/", token_ref="env:KEYS", parameters={"endpoint": fake.url})
+    assert (await way.fetch(want, listing, listing.main)).md5 == hashlib.md5(BIG).hexdigest()
+    assert (way.work / "data").read_bytes() == BIG
+    ranged = [each for each in fake.requests(method="GET") if each["range"]]
+    assert len(ranged) >= 6
+    assert sum(each["sent"] for each in ranged) < len(BIG) * 1.1
+    for name in ("data", "journal"):
+        (way.work / name).unlink(missing_ok=True)
+    fake.fault("flip", method="GET", at=5)
+    with pytest.raises(Corrupt):
+        await way.fetch(want, listing, listing.main)
+    way.fetcher.close()

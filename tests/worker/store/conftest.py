@@ -1,0 +1,53 @@
+"""A store over a small real source: see tests/fakes/storehouse.py."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+FAKES = Path(__file__).parents[2] / "fakes"
+
+
+def _load(name: str) -> ModuleType:
+    known = sys.modules.get(f"fakes_{name}")
+    if known is not None:
+        return known
+    spec = importlib.util.spec_from_file_location(f"fakes_{name}", FAKES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[f"fakes_{name}"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def storehouse() -> ModuleType:
+    return _load("storehouse")
+
+
+@pytest.fixture
+def shelf(storehouse: ModuleType) -> Any:
+    return storehouse.shelf()
+
+
+@pytest.fixture
+async def new_house(tmp_path: Path, storehouse: ModuleType, shelf: Any) -> AsyncIterator[Callable[..., Any]]:
+    """`await new_house(settings=None, root=None, **options)` → an open store with its copies; again over the same
+    folder, as a later worker."""
+    made: list[Any] = []
+
+    async def make(settings: Any = None, root: Path | None = None, **options: Any) -> Any:
+        house = storehouse.House(root or tmp_path / "store", options.pop("shelf", shelf), settings, **options)
+        made.append(house)
+        return await house.open()
+
+    yield make
+    for house in made:
+        await house.copies.stop()

@@ -1,0 +1,225 @@
+"""What is done with a task's message, decided plainly: from the record as it is stored and from what has happened.
+
+| record                       | message                         | step                                          |
+|------------------------------|---------------------------------|-----------------------------------------------|
+| none                         | any                             | claim, epoch 1                                |
+| ended                        | sent before it ended            | ack: it is done                               |
+| ended                        | sent after, id from the content | claim, next epoch: it is wanted again         |
+| ended                        | sent after, id from the sender  | ack: one id, one effect                       |
+| to be cancelled              | any                             | write `cancelled`, ack                        |
+| of another task, by op, model| any                             | dead letter: the id is in use                 |
+| of another message           | any                             | ack, if that message is still in the stream   |
+| queued, running, retrying    | the same                        | claim, next epoch; `dead` after `TRIES` claims |
+
+A message that comes again while its record says `running` is the proof that whoever ran it has said nothing for
+`ack_wait`. Whether a write may still be made is decided by the record's revision and epoch, never by a clock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from schemas.task import TRIES, TaskOp, TaskRecord, moved
+
+DECLINED_DELAY_S: Final = 2.0
+"""Before a task that a node could not take is handed out again."""
+BUSY_DELAY_S: Final = 1.0
+"""The same, where the node is only busy."""
+PASSED_ON_DELAY_S: Final = 0.5
+"""The same, where another node is known that suits it: it comes round to that one."""
+RETRY_AFTER_S: Final = (2.0, 8.0, 30.0, 120.0)
+RETRY_MOST_S: Final = 300.0
+_REASON_CHARS: Final = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """A message that was read."""
+
+    task: str
+    op: TaskOp
+    model: str | None
+    sequence: int
+    published_at: float
+    """By the server's clock."""
+    own_id: bool
+    """The sender chose the id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Me:
+    """This process."""
+
+    node: str
+    holder: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A record and where it stands in its bucket; `written_at` is by the server's clock."""
+
+    record: TaskRecord
+    revision: int
+    written_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Write this, and if that succeeds do the work."""
+
+    record: TaskRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """Nothing is left to do: acknowledge."""
+
+
+@dataclass(frozen=True, slots=True)
+class Doubled:
+    """Another message, `sequence`, carries the task: acknowledge this one if that is so, else `again`."""
+
+    sequence: int
+    again: Claim | End
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """Write this, then acknowledge. A dead or failed one goes into the dead-letter stream first."""
+
+    record: TaskRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """Write this, then give the message back for `delay_s`."""
+
+    record: TaskRecord
+    delay_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why work did not succeed."""
+
+    code: str
+    message: str
+    retryable: bool
+    retry_after_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Clash:
+    """Another task has this id: into the dead-letter stream, and the record stays as it is."""
+
+    error: str
+
+
+Step = Claim | Done | Doubled | End | Clash
+
+
+def on_delivery(heard: Heard, stored: Stored | None, me: Me, now: float) -> Step:
+    """What a message that has just come means. See the table above."""
+    if stored is None:
+        return Claim(_fresh(heard, me, 1, now))
+    record = stored.record
+    if (record.op, record.model) != (heard.op, heard.model):
+        return Clash(f"id {heard.task} is in use by a {record.op} of {record.model}; choose another, or leave it out")
+    if record.ended:
+        wanted_again = not heard.own_id and heard.published_at > stored.written_at
+        return Claim(_fresh(heard, me, record.epoch + 1, now)) if wanted_again else Done()
+    if record.cancel:
+        return End(moved(record, "cancelled", now, reason="it was cancelled", next_retry_at=None))
+    step = _again(heard, record, me, now)
+    if record.sequence is not None and record.sequence != heard.sequence:
+        return Doubled(record.sequence, step)
+    return step
+
+
+def _fresh(heard: Heard, me: Me, epoch: int, now: float) -> TaskRecord:
+    return TaskRecord(
+        task=heard.task,
+        op=heard.op,
+        model=heard.model,
+        node=me.node,
+        holder=me.holder,
+        sequence=heard.sequence,
+        epoch=epoch,
+        state="running",
+        attempts=1,
+        created=now,
+        since=now,
+    )
+
+
+def _again(heard: Heard, record: TaskRecord, me: Me, now: float) -> Claim | End:
+    if record.attempts >= TRIES:
+        said = f": {record.error}" if record.error else ""
+        text = f"given up after {record.attempts} tries, the last on {record.node}{said}"
+        return End(_given_up(record, text, now))
+    changes: dict[str, object] = {
+        "node": me.node,
+        "holder": me.holder,
+        "sequence": heard.sequence,
+        "epoch": record.epoch + 1,
+        "attempts": record.attempts + 1,
+        "reason": None,
+        "next_retry_at": None,
+        "progress": None,
+    }
+    return Claim(moved(record, "running", now, **changes))
+
+
+def on_declined(heard: Heard, stored: Stored | None, me: Me, reason: str, now: float, *, others: bool) -> Later | End:
+    """This node cannot take it. `others`: some other node that lives suits it, so this counts for nothing."""
+    if stored is None or stored.record.ended:
+        epoch = stored.record.epoch + 1 if stored else 1
+        record = _fresh(heard, me, epoch, now).model_copy(update={"state": "queued", "attempts": 0, "holder": None})
+    elif others and stored.record.state != "running":
+        return Later(stored.record, PASSED_ON_DELAY_S)
+    else:
+        record = stored.record
+    if record.state == "running":
+        record = moved(record, "retrying", now)
+    said = f"{me.node} cannot take it: {reason}"[:_REASON_CHARS]
+    delay_s = PASSED_ON_DELAY_S if others else DECLINED_DELAY_S
+    record = record.model_copy(
+        update={"declined": record.declined + (not others), "reason": said, "next_retry_at": now + delay_s}
+    )
+    if record.declined >= TRIES:
+        return End(_given_up(record, f"no node could take it, {record.declined} tries; {said}", now))
+    return Later(record, delay_s)
+
+
+def on_failure(record: TaskRecord, failure: Failure, dice: float, now: float) -> Later | End:
+    """The work failed. `dice` is in 0…1."""
+    error = failure.message[:_REASON_CHARS]
+    if not failure.retryable:
+        return End(moved(record, "failed", now, error=error, reason=None, next_retry_at=None))
+    if record.attempts >= TRIES:
+        return End(_given_up(record, f"given up after {record.attempts} tries: {error}"[:_REASON_CHARS], now))
+    step_s = RETRY_AFTER_S[min(record.attempts, len(RETRY_AFTER_S)) - 1] * (0.5 + 0.5 * dice)
+    delay_s = min(max(step_s, failure.retry_after_s or 0.0), RETRY_MOST_S)
+    changes = {"error": error, "reason": f"try {record.attempts} of {TRIES} failed", "next_retry_at": now + delay_s}
+    return Later(moved(record, "retrying", now, **changes), delay_s)
+
+
+def on_stop(record: TaskRecord, now: float) -> Later:
+    """The node stops in the middle: another one, or it itself later, goes on, and the try does not count."""
+    changes = {"attempts": record.attempts - 1, "reason": f"{record.node} stops", "next_retry_at": now}
+    return Later(moved(record, "retrying", now, **changes), 0.0)
+
+
+def on_success(record: TaskRecord, now: float, said: str | None) -> End:
+    """It is done."""
+    return End(moved(record, "done", now, reason=said, error=None, next_retry_at=None))
+
+
+def on_cancelled(record: TaskRecord, now: float, why: str) -> End:
+    """It was stopped because somebody wanted that."""
+    return End(moved(record, "cancelled", now, reason=why, error=None, next_retry_at=None))
+
+
+def _given_up(record: TaskRecord, error: str, now: float) -> TaskRecord:
+    return moved(record, "dead", now, error=error[:_REASON_CHARS], reason=None, next_retry_at=None)

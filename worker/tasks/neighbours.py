@@ -1,0 +1,64 @@
+"""The other nodes, as their heartbeats tell of them; read when a task asks, not followed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from pydantic import ValidationError
+
+from bus.kv import Bucket
+from schemas.errors import PunaError
+from schemas.node import Heartbeat
+from schemas.task import DownloadTask, LoadTask, UnloadTask
+from worker.tasks.effects import Asked
+
+FRESH_S: Final = 2.0
+
+
+class Neighbours:
+    """Nodes that live, at most `FRESH_S` old."""
+
+    def __init__(self, bucket: Bucket, node: str, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._bucket = bucket
+        self._node = node
+        self._monotonic = monotonic
+        self._beats: tuple[Heartbeat, ...] = ()
+        self._read_at = float("-inf")
+
+    async def beats(self) -> tuple[Heartbeat, ...]:
+        """The last heartbeat of each; while the server cannot be asked, those that were known."""
+        if self._monotonic() - self._read_at >= FRESH_S:
+            try:
+                entries = await self._bucket.entries()
+            except PunaError:
+                return self._beats
+            found = (_beat(entry.value) for entry in entries.values())
+            self._beats = tuple(beat for beat in found if beat is not None and not beat.draining)
+            self._read_at = self._monotonic()
+        return self._beats
+
+    async def labels(self) -> Mapping[str, Mapping[str, str]]:
+        """By node."""
+        return {beat.node: beat.labels for beat in await self.beats()}
+
+    async def suit(self, asked: Asked) -> bool:
+        """Whether a node other than this one may take the task, as far as can be seen from here."""
+        others = [beat for beat in await self.beats() if beat.node != self._node]
+        match asked.task:
+            case DownloadTask() as task:
+                return any(task.selector.holds(beat.labels) for beat in others)
+            case LoadTask() as task:
+                return any(offer.model == task.model for beat in others for offer in beat.offers)
+            case UnloadTask() as task:
+                return any(engine.model == task.model for beat in others for engine in beat.engines)
+            case _:
+                return False
+
+
+def _beat(raw: bytes) -> Heartbeat | None:
+    try:
+        return Heartbeat.model_validate_json(raw)
+    except ValidationError:
+        return None

@@ -1,0 +1,1 @@
+"""Bytes from a source to the disk: resumed, checked, limited, and stopped at once."""
