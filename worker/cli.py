@@ -8,6 +8,7 @@ the engines to the worker that comes next (an upgrade), as a worker does that en
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import sys
@@ -94,10 +95,18 @@ def _prepared(config: Path | None, given: dict[str, Any], models: list[str] | No
 
 
 async def _found_engine(settings: WorkerSettings) -> EngineBinary | None:
-    """The engine program, if there is a model for it. Raises `Unavailable`, which says how to get one."""
-    from worker.finder import find_engine
+    """The engine program. Where the settings name no model a node may be without: it keeps files, and says so. Raises
+    `Unavailable`, which says how to get one."""
+    from worker.finder import EngineMissing, find_engine
 
-    return await find_engine(settings.engine.path, os.environ) if settings.models else None
+    try:
+        return await find_engine(settings.engine.path, os.environ)
+    except EngineMissing as missing:
+        if settings.models or settings.engine.path is not None:
+            raise
+        fields = {"event": "engine_absent", "reason": missing.message}
+        logging.getLogger(__name__).warning("no engine: models are kept, none is served", extra=fields)
+        return None
 
 
 def _give_up(message: str, code: int) -> NoReturn:

@@ -57,7 +57,14 @@ class HeartbeatMaker:
     """Makes this process's heartbeats. `http`, `draining` may change."""
 
     def __init__(
-        self, node: str, boot_id: str, version: str, facts: Facts, *, labels: Mapping[str, str], region: str | None
+        self,
+        node: str,
+        boot_id: str,
+        version: str,
+        facts: Facts,
+        *,
+        labels: Callable[[], Mapping[str, str]],
+        region: str | None,
     ) -> None:
         self.http: str | None = None
         self.draining = False
@@ -68,10 +75,10 @@ class HeartbeatMaker:
             "started_at": time.time(),
             "architecture": platform.machine(),
             "region": region,
-            "labels": dict(labels),
             "pid": os.getpid(),
         }
         self._facts = facts
+        self._labels = labels
         self._sequence = 0
 
     def beat(self) -> Heartbeat:
@@ -81,6 +88,7 @@ class HeartbeatMaker:
             self._fixed
             | {
                 "sequence": self._sequence,
+                "labels": dict(self._labels()),
                 "devices": facts.devices(),
                 "engines": facts.engines(),
                 "offers": facts.offers(),

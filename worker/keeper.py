@@ -24,7 +24,9 @@ from worker.kept import Kept, Origin
 from worker.parts import Parts
 from worker.plans import Evict, Fits, Need, Plan, Yield
 from worker.preload import Preload
+from worker.renewal import Renewal
 from worker.roster import Roster
+from worker.settings import ModelSettings
 from worker.survey import Survey
 from worker.wishes import PATIENT, Wish, Wishes
 
@@ -57,6 +59,7 @@ class Keeper:
         )
         self.by_hand = ByHand(parts, self.survey, self._roster, self._wishes, self._pass)
         self._preload = Preload(parts, self.survey, self._roster, self._wishes)
+        self._renewal = Renewal(parts, self._roster, self._wishes, self.plan)
         parts.catalogue.on_change(self._replaced)
 
     # -- telling -----------------------------------------------------------------------------------------------------
@@ -126,6 +129,10 @@ class Keeper:
     def used(self, model: str) -> None:
         """A request of the model begins."""
         self._parts.demand.add(model, self._clock())
+
+    def replace(self, models: Iterable[ModelSettings]) -> None:
+        """Other models, or other files of them, from now on."""
+        self._catalogue.replace(models)
 
     async def load(self, model: str, devices: Sequence[str] = ()) -> Engine:
         """See `ByHand.load`."""
@@ -198,6 +205,7 @@ class Keeper:
         self._poked = False
         if self._closed:
             return
+        self._renewal.look()
         now, yielding = self._clock(), set[str]()
         for wish in self._wishes:
             yielding.update(self._meet(wish, now))

@@ -25,6 +25,7 @@ from worker.enginespec import EngineBinary
 from worker.events import Events
 from worker.http import House, Pages
 from worker.inbox import Inbox
+from worker.library import Library
 from worker.metrics import Metrics
 from worker.pulse import Pulse
 from worker.replies import Replies
@@ -115,7 +116,17 @@ class Node:
         in_use = InUse()
         self._keeper = build_keeper(here, in_use, self._engine_changed)
         self._serving = in_use.serving = build_serving(here, self._keeper, self._replies, self._changed)
-        self._telling = Telling(here, self._keeper, self._serving, boot_id=fresh_id(), leave=self.leaving.set)
+        self._library = Library(
+            here, self._keeper, labels=settings.own_labels(), changed=self._copies_changed, repair=self._ensure_topology
+        )
+        self._telling = Telling(
+            here,
+            self._keeper,
+            self._serving,
+            labels=self._library.labels,
+            boot_id=fresh_id(),
+            leave=self.leaving.set,
+        )
         self._maker, self._heartbeats = self._telling.maker, self._telling.heartbeats
         self._inbox = Inbox(
             bus,
@@ -130,6 +141,7 @@ class Node:
         bus.on_session(self._session)
         bus.on_session(self._ensure_topology)
         bus.on_session(self._heartbeats.session)
+        bus.on_session(self._library.news.session)
 
     def _surroundings(self) -> Surroundings:
         return Surroundings(
@@ -160,6 +172,8 @@ class Node:
         await self._telling.start(stack)
         await self._inbox.start()
         stack.push_async_callback(self._inbox.stop)
+        await self._library.start()
+        stack.push_async_callback(self._library.stop)
 
     async def _begin(self) -> None:
         """The engines that are to be there from the start."""
@@ -194,6 +208,9 @@ class Node:
             self._serving.engine_changed(engine)
         self._heartbeats.changed()
 
+    def _copies_changed(self) -> None:
+        self._heartbeats.changed()
+
     def _changed(self, model: str) -> None:
         if self._running:
             self._inbox.want_for(model)
@@ -218,6 +235,7 @@ class Node:
         self._maker.draining = True
         self._keeper.close()
         self._serving.close()
+        self._library.close()
         await self._inbox.stop()
         self._heartbeats.changed()
         self._events.tell("node_draining", active=self._serving.active, limit_s=limit_s)

@@ -25,6 +25,8 @@ from worker.enginespec import EngineSettings, FlagValue
 from worker.limits import EngineLimits, LimitSettings
 from worker.room import MemoryCheck
 from worker.scopes import StatisticsSettings
+from worker.store.settings import StoreSettings
+from worker.transfer.settings import DownloadSettings
 
 _REMEDY: Final = "set http.api_keys_file (PUNA_HTTP__API_KEYS_FILE=FILE), or set PUNA_HTTP__API_KEYS=KEY"
 
@@ -167,7 +169,14 @@ class WorkerSettings(Group):
     """What is measured of the host, its engines and their processes, and how often."""
     compat_metrics: bool = False
     """Tell `/metrics` also under the names that Backend.AI's dashboards know."""
+    downloads: DownloadSettings = Field(default_factory=DownloadSettings)
+    """How models come to this node."""
+    store: StoreSettings = Field(default_factory=StoreSettings)
+    """Where models are kept, and how much of the disk they may have."""
+    secrets: dict[str, Path] = Field(default_factory=dict[str, Path])
+    """Files for the credentials that tasks call `secret:NAME`. Unset: `secrets/NAME` in the node's state folder."""
     labels: dict[str, str] = Field(default_factory=dict[str, str])
+    """What selectors of models ask for, beside `puna.node` and `puna.region`, which every node has."""
     region: str | None = None
     state_dir: Path | None = None
     """Unset: a folder of this node's own under the user's state folder."""
@@ -216,6 +225,16 @@ class WorkerSettings(Group):
         if cores is not None:
             return math.ceil(cores)
         return next((each.threads for each in self.models if each.model == model), None)
+
+    @property
+    def models_folder(self) -> Path:
+        """Where models are kept."""
+        return self.store.models_root_dir or self.state_folder / "models"
+
+    def own_labels(self) -> dict[str, str]:
+        """All labels of this node but those that tell of its copies."""
+        built_in = {"puna.node": self.node} | ({"puna.region": self.region} if self.region else {})
+        return self.labels | built_in
 
     @property
     def state_folder(self) -> Path:

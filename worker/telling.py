@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 
 from schemas.node import Heartbeat
@@ -21,7 +21,14 @@ class Telling:
     """Owner of those parts. `leave` makes the node drain and end."""
 
     def __init__(
-        self, here: Surroundings, keeper: Keeper, serving: Serving, *, boot_id: str, leave: Callable[[], None]
+        self,
+        here: Surroundings,
+        keeper: Keeper,
+        serving: Serving,
+        *,
+        labels: Callable[[], Mapping[str, str]],
+        boot_id: str,
+        leave: Callable[[], None],
     ) -> None:
         settings, bus, metrics = here.settings, here.bus, here.metrics
         self._here = here
@@ -32,7 +39,7 @@ class Telling:
         metrics.add(Present(counts, lambda: len(serving.waiting), lambda: bus.connected))
         facts = NodeFacts(settings, here.devices, keeper, serving, self._statistics.usage)
         self.maker = HeartbeatMaker(
-            settings.node, boot_id, puna_version(), facts, labels=settings.labels, region=settings.region
+            settings.node, boot_id, puna_version(), facts, labels=labels, region=settings.region
         )
         self.heartbeats = Heartbeats(bus, self._next_beat, settings.node, metrics.heartbeats_failed.inc)
         reach = Reach(settings, keeper, serving, self.maker.beat, here.tasks, leave, metrics.ordered)

@@ -220,14 +220,16 @@ class Source(Protocol):
         ...
 
 
-def find_source(scheme: str) -> Source:
-    """The source for a scheme: one that is registered, else our own. Raises `Unsupported`."""
+def find_source(scheme: str, own: Mapping[str, Source] = MappingProxyType({})) -> Source:
+    """The source for a scheme: one that is registered, else the one in `own`, else ours. Raises `Unsupported`."""
     for point in entry_points(group=ENTRY_POINTS, name=scheme):
         try:
             return _checked(scheme, cast(type[object], point.load()))
         except Exception as error:
             fields = {"event": "source_unusable", "scheme": scheme, "entry_point": point.value}
             log.error("source_unusable", exc_info=error, extra=fields)
+    if scheme in own:
+        return own[scheme]
     if scheme not in _OWN:
         raise Unsupported(f"{scheme}:// is not installed on this node; known are {', '.join(sorted(_OWN))}")
     module, _, name = _OWN[scheme].partition(":")

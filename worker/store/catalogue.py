@@ -28,14 +28,15 @@ def merged(own: Iterable[ModelSettings], copies: Iterable[Copy]) -> list[ModelSe
 
 
 def entry_of(copy: Copy) -> ModelSettings:
-    """How a copy is served: its profile, and the flags for what lies beside its main file."""
+    """How a copy is served: its profile, and the flags for what lies beside its main file. It is started when it is
+    asked for, unless its profile says `preload`: a disk holds more models than a GPU."""
     profile = copy.manifest.profile
     flags: dict[str, Any] = {}
     for role, flag in _BESIDE:
         path = copy.role(role)
         flags |= {flag: str(path)} if path else {}
     given = {name.lstrip("-"): value for name, value in profile.flags.items()}
-    chosen = {name: getattr(profile, name) for name in _SAME if name in profile.model_fields_set}
+    chosen = {"preload": False} | {name: getattr(profile, name) for name in _SAME if name in profile.model_fields_set}
     return ModelSettings.model_validate({"model": copy.model, "path": copy.main, "flags": flags | given, **chosen})
 
 

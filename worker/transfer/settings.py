@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -15,13 +14,6 @@ class DownloadSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    models_root_dir: Path | None = None
-    """Where models are kept. Unset: `models` in the node's state folder."""
-    temp_dir: Path | None = None
-    """For what is not a part of a model's files. Unset: `tmp` in `models_root_dir`. Parts of models are always beside
-    the models, so that a rename places them."""
-    cleanup_temp: bool = True
-    """Empty `temp_dir` at the start."""
     num_download_worker: int = Field(default=5, ge=1, le=64)
     """Models that may be on their way at once."""
     concurrency: int = Field(default=4, ge=1, le=64)
