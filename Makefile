@@ -9,6 +9,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --prefer-binary
 # Quick ones first: a mistake shows early.
 UNIT_TESTS = $(filter-out tests/fleet/ tests/fakes/,$(sort $(wildcard tests/*/)))
+# Files of tests side by side: much of their time is waiting.
+JOBS ?= 3
+SIDE_BY_SIDE = -n $(JOBS) --dist loadfile
 ARGS ?=
 
 .PHONY: up test check unit fleet clean
@@ -18,7 +21,7 @@ up: $(VENV)/.local
 	@exec $(BIN)/puna up $(ARGS)
 
 test: check
-	$(BIN)/python -m pytest $(UNIT_TESTS) $(wildcard tests/fleet/) $(ARGS)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(UNIT_TESTS) $(wildcard tests/fleet/) $(ARGS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -27,7 +30,7 @@ check: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 unit: $(VENV)/.dev
-	$(BIN)/python -m pytest $(UNIT_TESTS) $(ARGS)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(UNIT_TESTS) $(ARGS)
 
 fleet: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/fleet $(ARGS)

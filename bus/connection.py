@@ -22,10 +22,11 @@ from bus.replies import Callbacks, GoneWatch, Replies
 from bus.session import Sessions
 from bus.settings import NatsSettings
 from bus.subscription import MessageHandler, RawHandler, Subscription, Table, message_handlers, raw_handlers
+from bus.wire import Traffic
 from schemas.errors import BusUnavailable, DeadlineExceeded, PunaError
 from schemas.subjects import Names
 
-__all__ = ["Bus", "GoneWatch", "Message", "PubAck", "Subscription"]
+__all__ = ["Bus", "GoneWatch", "Message", "PubAck", "Subscription", "Traffic"]
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +104,11 @@ class Bus:
     def server_version(self) -> str:
         """Of the server that we are, or were last, connected to."""
         return self._link.server_version
+
+    @property
+    def traffic(self) -> Traffic:
+        """Bytes to and from servers since the start: a live view."""
+        return self._link.traffic
 
     @property
     def trouble(self) -> str:

@@ -48,7 +48,8 @@ Snapshot = Mapping[str, Entry]
 class Follower:
     """Calls `on_change` with a new immutable mapping after each change; changes of one loop tick are one call.
 
-    `repair` is awaited when the bucket does not exist; it should make the topology anew.
+    `repair` is awaited when the bucket does not exist; it should make the topology anew. `under`: only keys that begin
+    with it and a dot; made for one look, as the checks of a long life are those of a whole bucket.
     """
 
     def __init__(
@@ -58,8 +59,10 @@ class Follower:
         *,
         repair: Callable[[], Awaitable[None]] | None = None,
         check_every_s: float = CHECK_EVERY_S,
+        under: str = "",
     ) -> None:
         self._bucket = bucket
+        self._keys = f"{under}.>" if under else ">"
         self._bus = bucket.bus
         self._on_change = on_change
         self._repair = repair
@@ -206,7 +209,7 @@ class Follower:
         self._subscription = self._bus.subscribe(inbox, self._received)
 
     async def _create_consumer(self, subscription: Subscription | None) -> dict[str, Any]:
-        stream, name, subjects = self._bucket.stream, f"puna-{secrets.token_hex(8)}", f"{self._bucket.prefix}>"
+        stream, name, subjects = self._bucket.stream, f"puna-{secrets.token_hex(8)}", self._bucket.prefix + self._keys
         inbox = subscription.subject if subscription is not None else ""
         body = {"stream_name": stream, "config": _consumer(name, inbox, subjects)}
         try:

@@ -63,10 +63,10 @@ class Bucket:
         expected = {} if last is None else {H_EXPECTED_REVISION: str(last)}
         await self._write(key, b"", {H_KV_OPERATION: DELETED} | expected, None)
 
-    async def entries(self) -> Mapping[str, Entry]:
-        """All that is there now. Reads the values too: for small buckets."""
+    async def entries(self, *, under: str = "") -> Mapping[str, Entry]:
+        """All that is there now; with `under`, what has keys that begin with it and a dot. Reads the values too."""
         found: list[Mapping[str, Entry]] = []
-        follower = Follower(self, found.append)
+        follower = Follower(self, found.append, under=under)
         try:
             await follower.start(timeout_s=SNAPSHOT_TIMEOUT_S)
         finally:

@@ -19,7 +19,7 @@ from bus.client import tls_context
 from bus.errors import BusRefused
 from bus.settings import NatsSettings
 from bus.subscription import Table
-from bus.wire import Wire
+from bus.wire import Traffic, Wire
 from schemas.errors import BusUnavailable
 
 log = logging.getLogger(__name__)
@@ -59,6 +59,7 @@ class Link:
         self._discovered: tuple[str, ...] = ()
         self._next_server = 0
         self._last: BusUnavailable | None = None
+        self.traffic = Traffic()
         self.wire: Wire | None = None
         self.connected = False
         self.session = 0
@@ -170,6 +171,7 @@ class Link:
             on_info=self._learn,
             on_lost=self._gone,
             join_s=self._join_s,
+            traffic=self.traffic,
         )
         hostname = urlsplit(self._settings.servers[0]).hostname if server in self._discovered else None
         await wire.open(server, name=self._name, tls=self._tls, tls_hostname=hostname)

@@ -9,6 +9,7 @@ import asyncio
 import ssl
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final, cast
 
 import orjson
@@ -27,6 +28,14 @@ HEADERS_ROOM_BYTES: Final = 1 << 16
 """A message may be this much over `max_payload`: control line, and what a server adds to headers."""
 
 
+@dataclass(slots=True)
+class Traffic:
+    """Bytes to and from the server, of all connections of one bus together."""
+
+    received_bytes: int = 0
+    sent_bytes: int = 0
+
+
 class Wire(asyncio.Protocol):
     """The socket after the handshake: bytes in → handlers, commands out → one write a loop tick."""
 
@@ -41,6 +50,7 @@ class Wire(asyncio.Protocol):
         on_info: Callable[[dict[str, Any]], None],
         on_lost: Callable[[Wire], None],
         join_s: float,
+        traffic: Traffic | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._settings = settings
@@ -48,6 +58,7 @@ class Wire(asyncio.Protocol):
         self._on_info = on_info
         self._on_lost = on_lost
         self._join_s = join_s
+        self._traffic = traffic or Traffic()
         self._parser = Parser(plain, headed, control=self._control, fault=on_fault, limit_bytes=1 << 30)
         self._handshake: Handshake | None = None
         self._transport: asyncio.Transport | None = None
@@ -117,6 +128,7 @@ class Wire(asyncio.Protocol):
     # -- in ---------------------------------------------------------------------------------------------------------
     def data_received(self, data: bytes) -> None:
         """asyncio: bytes from the server."""
+        self._traffic.received_bytes += len(data)
         try:
             self._parser.feed(data)
         except ProtocolBroken as error:
@@ -192,6 +204,7 @@ class Wire(asyncio.Protocol):
         data = b"".join(self._out) if len(self._out) > 1 else self._out[0]
         self._out.clear()
         self.pending_bytes = 0
+        self._traffic.sent_bytes += len(data)
         if at_once:
             write_at_once(self._transport, self._descriptor, data)
         else:

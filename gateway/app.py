@@ -20,6 +20,8 @@ from gateway.modelpages import ModelPages
 from gateway.nodes import Queue
 from gateway.routes import House, Routes
 from gateway.settings import GatewaySettings
+from gateway.shelfwatch import ShelfWatch
+from gateway.view import Moment, View
 from gateway.watch import FleetWatch
 from schemas.topology import fleet as fleet_topology
 from web import Limits, Server
@@ -62,14 +64,23 @@ class Gateway:
         watch = FleetWatch(bus, repair)
         stack.push_async_callback(watch.stop)
         await watch.start()
+        disks = ShelfWatch(bus, repair)
+        stack.push_async_callback(disks.stop)
+        await disks.start()
         metrics, tasks = Metrics(), Tasks()
         stack.push_async_callback(tasks.stop)
-        inference = Inference(bus, settings, lambda: watch.fleet, metrics)
+        clock = asyncio.get_running_loop().time
+
+        def view() -> Moment:
+            return Moment(watch.fleet, disks.shelf, clock())
+
+        inference = Inference(bus, settings, lambda: watch.fleet, metrics, lambda model: view().disk(model))
         stack.push_async_callback(inference.stop)
         inference.start()
         self._watch_gauges(metrics, bus, watch, inference)
-        events = ModelEvents(lambda: watch.fleet, settings.keep_alive_s)
-        routes = Routes(self._house(bus, watch, inference, metrics, tasks, events))
+        metrics.watch("records_rejected", "Values that were no record of a model.", lambda: disks.rejected_total)
+        events = ModelEvents(view, settings.keep_alive_s)
+        routes = Routes(self._house(bus, view, inference, metrics, tasks, events))
         limits = Limits(body_bytes=settings.body_bytes, connections=settings.connections)
         server = Server(routes.handle, limits=limits, refusal_headers=routes.headers)
         stack.push_async_callback(self._close_server, server, inference, events)
@@ -101,7 +112,7 @@ class Gateway:
     def _house(
         self,
         bus: Bus,
-        watch: FleetWatch,
+        view: View,
         inference: Inference,
         metrics: Metrics,
         tasks: Tasks,
@@ -110,9 +121,10 @@ class Gateway:
         limit = self._settings.nats.queue_limit_requests
         return House(
             inference=inference,
-            fleet=lambda: watch.fleet,
-            queue=Queue(bus, lambda: watch.fleet, limit),
-            models=ModelPages(bus, lambda: watch.fleet),
+            fleet=lambda: view().fleet,
+            view=view,
+            queue=Queue(bus, lambda: view().fleet, limit),
+            models=ModelPages(bus, view, frozenset(self._settings.fetch_schemes)),
             events=events,
             agents=Agents(bus),
             metrics=metrics,

@@ -37,9 +37,16 @@ _ACCEPT_HEAD: Final = ACCEPT + b" "
 
 
 class Inference:
-    """The gateway's requests. `fleet` gives the view of the moment."""
+    """The gateway's requests. `fleet` gives the view of the moment, `disks` what is known of a model's files."""
 
-    def __init__(self, bus: Bus, settings: GatewaySettings, fleet: Callable[[], Fleet], metrics: Metrics) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        settings: GatewaySettings,
+        fleet: Callable[[], Fleet],
+        metrics: Metrics,
+        disks: router.Disks = router.no_disks,
+    ) -> None:
         self.gateway = secrets.token_hex(6)
         """This process's own name in the subjects of its replies."""
         self.tries = settings.tries
@@ -48,6 +55,7 @@ class Inference:
         self._bus = bus
         self._settings = settings
         self._fleet = fleet
+        self._disks = disks
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
         self._streams: dict[str, Stream] = {}
@@ -102,7 +110,7 @@ class Inference:
             limit = self._settings.requests_limit
             raise RateLimited(f"this gateway holds {limit} requests, its limit; try again soon", retry_after_s=1)
         fleet, model = self._fleet(), ticket.model
-        route = router.decide(model, ticket.lane, fleet)
+        route = router.decide(model, ticket.lane, fleet, self._disks)
         if isinstance(route, router.Refuse):
             raise route.error
         deaths = self._poison.deaths(ticket)
@@ -238,8 +246,8 @@ class Inference:
             if not stream.waiting:
                 continue
             model, waited_s = stream.ticket.model, now - stream.ticket.arrived_at
-            stream.held = router.held(model, fleet)
-            error = router.hopeless(model, fleet)
+            stream.held = router.held(model, fleet, self._disks)
+            error = router.hopeless(model, fleet, self._disks)
             if error is not None:
                 self.withdraw(stream)
                 stream.fail(error)

@@ -7,13 +7,15 @@ read is cut off, so that what waits for it stays small.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import orjson
 
 from gateway.fleet import Fleet
 from gateway.routermode import Known, Status, entry, known_models, progress_data
+from gateway.shelf import Shelf
+from gateway.view import View
 from schemas.errors import LineFull
 from web import Exchange, Header
 
@@ -26,11 +28,11 @@ Event = dict[str, Any]
 class ModelEvents:
     """Owner of the open event streams."""
 
-    def __init__(self, fleet: Callable[[], Fleet], keep_alive_s: float) -> None:
-        self._fleet = fleet
+    def __init__(self, view: View, keep_alive_s: float) -> None:
+        self._view = view
         self._keep_alive_s = keep_alive_s
         self._listeners: set[Exchange] = set()
-        self._seen: Fleet | None = None
+        self._seen: tuple[Fleet, Shelf] | None = None
         self._known: Mapping[str, Known] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._spoke_at = 0.0
@@ -45,8 +47,8 @@ class ModelEvents:
         if len(self._listeners) >= LISTENERS_LIMIT:
             raise LineFull(f"{LISTENERS_LIMIT} clients follow the models already", retry_after_s=10)
         if not self._listeners:
-            self._seen = self._fleet()
-            self._known = known_models(self._seen)
+            moment = self._view()
+            self._seen, self._known = (moment.fleet, moment.shelf), known_models(moment)
             self._spoke_at = asyncio.get_running_loop().time()
             self._again()
         self._listeners.add(exchange)
@@ -72,10 +74,10 @@ class ModelEvents:
             self._timer = None
             return
         self._again()
-        fleet, now = self._fleet(), asyncio.get_running_loop().time()
-        if fleet is not self._seen:
-            self._seen, before = fleet, self._known
-            self._known = known_models(fleet)
+        moment, now = self._view(), asyncio.get_running_loop().time()
+        if self._seen is None or moment.fleet is not self._seen[0] or moment.shelf is not self._seen[1]:
+            self._seen, before = (moment.fleet, moment.shelf), self._known
+            self._known = known_models(moment)
             told = b"".join(b"data: %b\n\n" % orjson.dumps(event) for event in changes(before, self._known))
             if told:
                 self._say(told, now)
@@ -101,7 +103,22 @@ def changes(before: Mapping[str, Known], after: Mapping[str, Known]) -> Iterator
     for name, known in after.items():
         old = before[name].status if name in before else None
         if known.status != old:
-            yield {"model": name, "event": "model_status", "data": _status_data(known, old)}
+            yield from _status_events(known, old)
+
+
+def _status_events(known: Known, old: Status | None) -> Iterator[Event]:
+    status, fetched = known.status, old is not None and old.value == "downloading"
+    if status.value == "downloading":
+        if not fetched:
+            yield {"model": known.model, "event": "model_status", "data": {"status": status.value}}
+        if status.download is not None:
+            yield {"model": known.model, "event": "download_progress", "data": status.download.data()}
+        return
+    if fetched and status.failed:
+        yield {"model": known.model, "event": "download_failed", "data": {"reason": status.reason}}
+    elif fetched:
+        yield {"model": known.model, "event": "download_finished"}
+    yield {"model": known.model, "event": "model_status", "data": _status_data(known, old)}
 
 
 def _status_data(known: Known, old: Status | None) -> dict[str, Any]:

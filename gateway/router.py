@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 from gateway.fleet import Fleet, Loading, Model
+from gateway.ondisk import COMING, OnDisk
 from schemas.errors import ModelLoading, ModelNotFound, PunaError, Unavailable
 from schemas.topology import HEARTBEAT_S
 
@@ -40,9 +42,16 @@ class Refuse:
 
 
 Route = Line | Hold | Refuse
+Disks = Callable[[str], OnDisk | None]
+"""What is known of a model's files."""
 
 
-def decide(model: str, lane: str, fleet: Fleet) -> Route:
+def no_disks(model: str) -> OnDisk | None:
+    """Nothing is known of any."""
+    return None
+
+
+def decide(model: str, lane: str, fleet: Fleet, disks: Disks = no_disks) -> Route:
     """The route of a new request for `model`.
 
     A model that exists and is not ready is never "not found". Before the fleet is known, or while it has no node at
@@ -56,33 +65,65 @@ def decide(model: str, lane: str, fleet: Fleet) -> Route:
     if not fleet.nodes:
         text = "no worker is connected; start one with 'puna worker'"
         return Refuse(Unavailable(text, retry_after_s=HEARTBEAT_S))
-    return Refuse(_not_found(model, fleet))
+    disk = disks(model)
+    return Refuse(_not_found(model, fleet)) if disk is None else _from_disk(model, lane, disk)
 
 
-def held(model: str, fleet: Fleet) -> Loading | None:
+def held(model: str, fleet: Fleet, disks: Disks = no_disks) -> Loading | None:
     """Why nobody takes a waiting request for `model`, or nothing: a slot will do."""
     known = fleet.models.get(model)
-    return None if known is None else known.loading
+    if known is not None:
+        return known.loading
+    disk = disks(model)
+    return None if disk is None else _on_disk(disk)
 
 
-def hopeless(model: str, fleet: Fleet) -> PunaError | None:
+def hopeless(model: str, fleet: Fleet, disks: Disks = no_disks) -> PunaError | None:
     """Why a request that waits for `model` need not wait any longer, or nothing."""
     if not fleet.whole:
         return None
     known = fleet.models.get(model)
     if known is not None:
         return _unavailable(known) if known.state == "unavailable" else None
+    disk = disks(model)
+    if disk is not None:
+        route = _from_disk(model, "", disk)
+        return route.error if isinstance(route, Refuse) else None
     return Unavailable(f"model {model!r}: the node that served it has gone and has not come back", retry_after_s=10)
 
 
 def not_in_time(model: str, waited_s: float, loading: Loading) -> ModelLoading:
     """The error of a request whose deadline came while its model was not there."""
+    return _still_loading(f"model {model!r} was not ready within {waited_s:.3g} s: {loading.text}", loading)
+
+
+def _still_loading(text: str, loading: Loading) -> ModelLoading:
     retry_s = LOADING_RETRY_S if loading.eta_s is None else min(max(loading.eta_s, 1.0), _RETRY_MOST_S)
-    error = ModelLoading(
-        f"model {model!r} was not ready within {waited_s:.3g} s: {loading.text}", retry_after_s=retry_s
-    )
+    error = ModelLoading(text, retry_after_s=retry_s)
     error.loading = loading.told()
     return error
+
+
+def _from_disk(model: str, lane: str, disk: OnDisk) -> Route:
+    """The route to a model of which no heartbeat tells, by what its files are doing."""
+    loading = _on_disk(disk)
+    if disk.state == "ready" and not disk.offered_late:
+        return Hold(lane, loading)
+    if disk.state in COMING:
+        return Refuse(_still_loading(f"model {model!r} is not there yet: {loading.text}", loading))
+    if disk.state == "deleting":
+        return Refuse(ModelNotFound(f"model {model!r} does not exist here: {loading.reason}", param="model"))
+    text = f"model {model!r} cannot be served now: {loading.reason}"
+    return Refuse(Unavailable(text, retry_after_s=UNAVAILABLE_RETRY_S))
+
+
+def _on_disk(disk: OnDisk) -> Loading:
+    if disk.state != "ready":
+        return Loading(disk.state, disk.reason or disk.state, disk.progress, disk.eta_s)
+    where = ", ".join(disk.ready[:3])
+    if disk.offered_late:
+        return Loading("unavailable", f"{where} has its files and starts no engine for it; see the log of that node")
+    return Loading("unloaded", f"its files have just come to {where}")
 
 
 def _into_line(model: Model, lane: str) -> Route:

@@ -21,9 +21,10 @@ from gateway.metrics import Metrics
 from gateway.modelevents import ModelEvents
 from gateway.modelpages import ModelPages
 from gateway.nodes import Queue
+from gateway.view import View
 from schemas.errors import MethodNotAllowed, NotFound, PunaError
 from schemas.request import OPS
-from web import Exchange, Header
+from web import Exchange, Header, Request
 from web.headers import identified, remedy_headers
 from web.keys import Keyring
 
@@ -49,6 +50,7 @@ class House:
 
     inference: Inference
     fleet: Callable[[], Fleet]
+    view: View
     queue: Queue
     models: ModelPages
     events: ModelEvents
@@ -99,6 +101,10 @@ class Routes:
                 self._infer(exchange, op, headers)
             elif (order := self._orders.get(request.path)) is not None:
                 self._order(exchange, order, headers)
+            elif request.path == "/models" and request.method == "POST":
+                self._order(exchange, self._house.models.fetch, headers)
+            elif request.method == "DELETE" and (model := _deleted(request)) is not None:
+                self._delete(exchange, model, headers)
             else:
                 self._page(exchange, headers)
         except PunaError as error:
@@ -123,7 +129,8 @@ class Routes:
         page = self._pages.get(path) or self._page_below(path)
         if page is None:
             raise NotFound(f"there is no page {path[:_PATH_SHOWN_CHARS]!r} here")
-        self._expect_method(exchange, headers, "GET", "HEAD")
+        more = ("POST", "DELETE") if path == "/models" else ()
+        self._expect_method(exchange, headers, "GET", "HEAD", *more)
         if not (path in PROBES or (path == "/metrics" and self._house.metrics_open)):
             self._house.keyring.check(exchange.request.headers)
         page(exchange, headers)
@@ -132,6 +139,10 @@ class Routes:
         self._expect_method(exchange, headers, "POST")
         self._house.keyring.check(exchange.request.headers)
         self._later(exchange, order(exchange.request.body), headers)
+
+    def _delete(self, exchange: Exchange, model: str, headers: list[Header]) -> None:
+        self._house.keyring.check(exchange.request.headers)
+        self._later(exchange, self._house.models.delete(model), headers)
 
     def _page_below(self, path: str) -> Page | None:
         if path.startswith(_MODEL) and len(path) > len(_MODEL):
@@ -154,10 +165,10 @@ class Routes:
 
     # -- pages -------------------------------------------------------------------------------------------------------
     def _models(self, exchange: Exchange, headers: list[Header]) -> None:
-        _json(exchange, 200, models.listing(self._house.fleet()), headers)
+        _json(exchange, 200, models.listing(self._house.view()), headers)
 
     def _model(self, exchange: Exchange, headers: list[Header]) -> None:
-        _json(exchange, 200, models.one(self._house.fleet(), exchange.request.path[len(_MODEL) :]), headers)
+        _json(exchange, 200, models.one(self._house.view(), exchange.request.path[len(_MODEL) :]), headers)
 
     def _nodes(self, exchange: Exchange, headers: list[Header]) -> None:
         _json(exchange, 200, nodes.listing(self._house.fleet(), self._house.clock()), headers)
@@ -211,6 +222,14 @@ class Routes:
         else:
             status, told = health.ready(*state)
         _json(exchange, status, told, headers)
+
+
+def _deleted(request: Request) -> str | None:
+    """The model that a DELETE means, by `/models?model=ID` as in llama.cpp, or `/models/ID`; None: another page."""
+    for below in ("/models/", _MODEL):
+        if request.path.startswith(below) and len(request.path) > len(below):
+            return request.path[len(below) :]
+    return request.query.get("model", "") if request.path == "/models" else None
 
 
 def _json(exchange: Exchange, status: int, told: Any, headers: list[Header]) -> None:

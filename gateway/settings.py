@@ -62,6 +62,9 @@ class GatewaySettings(BaseModel):
     """Requests in flight; one more is refused with 429."""
     connections: int = Field(default=10_000, gt=0)
     """Open client connections; one more is answered 503."""
+    fetch_schemes: Words = Field(default_factory=lambda: ["hf"])
+    """Sources that clients may have fetched by `POST /models`. Nodes fetch with their own network and credentials, so
+    add `https`, `s3`… only where every client is trusted with that. Empty: clients may neither fetch nor delete."""
     grace_s: float = Field(default=30.0, ge=0)
     """On SIGTERM: how long running streams may take to end."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

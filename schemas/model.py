@@ -88,7 +88,7 @@ class Variant(Strict):
     memory_at_least_bytes: int | None = Field(default=None, ge=0)
     """Of the largest device."""
     selector: Selector | None = None
-    quant: str | None = Field(default=None, max_length=40)
+    quant: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_.-]{1,40}$")
     files: tuple[Pattern, ...] = Field(default=(), max_length=64)
     profile: Profile | None = None
 
@@ -149,6 +149,9 @@ class ModelRecord(Wanted):
     deleting: bool = False
     generation: int = Field(default=1, ge=1)
     """Counts the changes; a copy says which it has seen."""
+    restored: bool = False
+    """A node has put it back from its disk after the bucket was lost: a newer generation of another node's disk takes
+    its place, as nothing takes the place of what somebody has written since."""
 
 
 class CopyProgress(Wire):

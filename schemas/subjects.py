@@ -46,6 +46,17 @@ H_MSG_TTL: Final = "Nats-TTL"
 H_SERVICE_ERROR: Final = "Nats-Service-Error"
 H_SERVICE_ERROR_CODE: Final = "Nats-Service-Error-Code"
 
+LABEL_NODE: Final = "puna.node"
+LABEL_REGION: Final = "puna.region"
+LABEL_SHAPE: Final = "puna.shape"
+"""`GPU.A100.4`, or `CPU`."""
+LABEL_BACKEND: Final = "puna.backend"
+"""Of its GPUs: `cuda`, `rocm`…; of several kinds the one with most devices; else `cpu`."""
+LABEL_ARCH: Final = "puna.arch"
+"""`x86_64`, `aarch64`…"""
+LABEL_OF_COPY: Final = "model."
+"""Of the labels that tell of copies: `model.<name>=Ready`."""
+
 _PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-")
 _TOKEN = re.compile(r"(?:[A-Za-z0-9_-]|=[0-9A-F]{2})+")
 _NODE = re.compile(rf"[A-Za-z0-9](?:[A-Za-z0-9._-]{{0,{NODE_LIMIT_CHARS - 1}}})")
@@ -219,6 +230,14 @@ class Names:
         """All of them: what the stream takes in."""
         return f"{self.prefix}.dlq.*"
 
+    def peer(self, key: str) -> str:
+        """Ask all workers for the bytes of a file; `key` names it (`schemas.peer`)."""
+        return f"{self.prefix}.peer.{encode(key)}"
+
+    def peer_any(self) -> str:
+        """What a worker hears of such questions."""
+        return f"{self.prefix}.peer.*"
+
     def copy_key(self, model: str, node: str) -> str:
         """Key in the copies bucket: a model's files on one node."""
         return f"{encode(model)}.{encode(node)}"
@@ -232,32 +251,63 @@ class Names:
             f"$KV.{self.bucket_nodes}.{encode(node)}",
             f"$KV.{self.bucket_leases}.>",
             f"{self.prefix}.demand.*",
-            f"$JS.API.STREAM.INFO.{self.stream_queue}",
-            f"$JS.API.STREAM.MSG.GET.KV_{self.bucket_leases}",
-            f"$JS.API.CONSUMER.INFO.{self.stream_queue}.*",
-            f"$JS.API.CONSUMER.CREATE.{self.stream_queue}.>",
-            f"$JS.API.CONSUMER.MSG.NEXT.{self.stream_queue}.*",
-            f"$JS.ACK.{self.stream_queue}.>",
+            self.peer_any(),
             self.dead("*"),
             f"$KV.{self.bucket_tasks}.>",
             f"$KV.{self.bucket_models}.>",
             f"$KV.{self.bucket_copies}.*.{encode(node)}",
+            *self._makes_streams(),
+            *self._reads(*(f"KV_{each}" for each in self._followed), f"KV_{self.bucket_leases}"),
+            f"$JS.API.CONSUMER.INFO.{self.stream_queue}.*",
+            f"$JS.API.CONSUMER.CREATE.{self.stream_queue}.>",
+            f"$JS.API.CONSUMER.MSG.NEXT.{self.stream_queue}.*",
+            f"$JS.ACK.{self.stream_queue}.>",
+            f"$JS.API.CONSUMER.INFO.{self.stream_tasks}.*",
+            f"$JS.API.CONSUMER.CREATE.{self.stream_tasks}.>",
             f"$JS.API.CONSUMER.MSG.NEXT.{self.stream_tasks}.*",
             f"$JS.API.STREAM.MSG.GET.{self.stream_tasks}",
             f"$JS.API.STREAM.MSG.DELETE.{self.stream_tasks}",
             f"$JS.ACK.{self.stream_tasks}.>",
+            f"$JS.API.DIRECT.GET.OBJ_{self.bucket_blobs}",
+            f"$JS.API.STREAM.PURGE.OBJ_{self.bucket_blobs}",
+            f"$O.{self.bucket_blobs}.>",
         )
-        return publish, (f"{self.prefix}.infer.*.*", self.node(node, ">"), self.demand_all())
+        hears = (f"{self.prefix}.infer.*.*", self.node(node, ">"), self.demand_all(), self.peer_any(), "$SRV.>")
+        return publish, hears
+
+    @property
+    def _followed(self) -> tuple[str, ...]:
+        """Buckets that are read whole."""
+        return self.bucket_nodes, self.bucket_models, self.bucket_copies, self.bucket_tasks
+
+    def _makes_streams(self) -> tuple[str, ...]:
+        """To look at all streams, and to have what was lost again."""
+        streams = (self.stream_queue, self.stream_events, self.stream_tasks, self.stream_dead)
+        buckets = (*self._followed, self.bucket_leases)
+        names = (*streams, *(f"KV_{each}" for each in buckets), f"OBJ_{self.bucket_blobs}")
+        return tuple(f"$JS.API.STREAM.{verb}.{name}" for name in names for verb in ("INFO", "CREATE", "UPDATE"))
+
+    def _reads(self, *streams: str) -> tuple[str, ...]:
+        """To get a bucket's entries, and to follow them."""
+        verbs = ("$JS.API.STREAM.MSG.GET.{}", "$JS.API.CONSUMER.CREATE.{}.>", "$JS.FC.{}.>")
+        return tuple(verb.format(stream) for stream in streams for verb in verbs)
 
     def gateway_needs(self, gateway: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """What a gateway must be allowed to publish and to subscribe to."""
+        """What a gateway must be allowed to publish and to subscribe to, beside answers (`allow_responses`)."""
+        followed = (self.bucket_nodes, self.bucket_models, self.bucket_copies, self.bucket_leases)
         publish = (
             self.queue_all(),
             f"{self.prefix}.node.*.>",
             f"{self.prefix}.demand.*",
-            f"$KV.{self.bucket_leases}.>",
-            f"$JS.API.STREAM.INFO.{self.stream_queue}",
             *self.tasks_all(),
+            f"$KV.{self.bucket_leases}.>",
+            f"$KV.{self.bucket_nodes}.*",
+            *self._makes_streams(),
+            *self._reads(*(f"KV_{each}" for each in followed)),
+            f"$JS.API.STREAM.MSG.DELETE.{self.stream_queue}",
+            f"$JS.API.DIRECT.GET.OBJ_{self.bucket_blobs}",
+            f"$JS.API.STREAM.PURGE.OBJ_{self.bucket_blobs}",
+            f"$O.{self.bucket_blobs}.>",
         )
         return publish, (self.replies(gateway),)
 
@@ -270,6 +320,10 @@ class Names:
         """Key in the leases bucket: the origin (`https://host`) asked to be left alone, until the lease expires."""
         short = len(origin) <= NAME_LIMIT_BYTES // 3 and origin.isascii()
         return f"cool.{encode(origin if short else hashlib.sha256(origin.encode()).hexdigest())}"
+
+    def lease_fetch(self, key: str) -> str:
+        """Key in the leases bucket: who asks the source for a file, while others wait for what it brings."""
+        return f"fetch.{encode(key)}"
 
     def lease_poison(self, digest: str) -> str:
         """Key in the leases bucket: a request with this digest has killed engines."""

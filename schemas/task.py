@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 from typing import Annotated, Any, Final, Literal, cast
 
@@ -133,11 +134,15 @@ def derived_id(op: str, body: object) -> str:
 
 
 def _refusal(kind: type[Task], error: ValidationError) -> InvalidRequest:
-    first = error.errors(include_url=False, include_input=False)[0]
+    found = error.errors(include_url=False, include_input=False)
+    unknown = [each for each in found if each["type"] == "extra_forbidden"]
+    first = (unknown or found)[0]  # a field that is missing may be there under a wrong name
     field = ".".join(str(part) for part in first["loc"])[:120]
     message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        return UnknownField(f"{field}: no such field; this task takes {', '.join(kind.model_fields)}", param=field)
+    if unknown:
+        near = difflib.get_close_matches(field, kind.model_fields, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"this task takes {', '.join(kind.model_fields)}"
+        return UnknownField(f"{field}: no such field; {hint}", param=field)
     return InvalidRequest(f"{field}: {message}" if field else message, param=field or None)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,9 @@ FAKES = Path(__file__).parent / "fakes"
 hypothesis.settings.register_profile("puna", deadline=None)
 hypothesis.settings.load_profile("puna")
 
+# Whoever is started in the background of a script inherits an ignored SIGINT, and so would all programs under test.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 def load_fake(name: str) -> ModuleType:
     """A program of tests/fakes as a module (tests are no packages)."""
@@ -32,6 +36,12 @@ def load_fake(name: str) -> ModuleType:
     sys.modules[f"fakes_{name}"] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def fake() -> Callable[[str], ModuleType]:
+    """`fake("natsd")` → a program of tests/fakes as a module, for fixtures that outlive a test."""
+    return load_fake
 
 
 @pytest.fixture(scope="session")

@@ -107,14 +107,20 @@ class Exchange:
         self._outlet.send(head if self._bodiless else head + body)
         self._carrier.answered(keep_alive=keep_alive)
 
-    def start(self, status: int, *, content_type: str, headers: Sequence[Header] = ()) -> None:
-        """Begin a response of unknown length. The head goes out with the first write of this loop tick, else alone."""
+    def start(
+        self, status: int, *, content_type: str, headers: Sequence[Header] = (), length: int | None = None
+    ) -> None:
+        """Begin a response, of unknown length or of so many bytes, which the caller then writes exactly. The head goes
+        out with the first write of this loop tick, else alone."""
         if self.closed:
             return
         self._expect(_OPEN)
-        self._chunked = not self.request.http10
-        self._keep_alive = self._chunked and self._carrier.keeps_alive(self.request)
-        framing = (CHUNKED if self._chunked else b"") + (b"" if self._keep_alive else CLOSE)
+        self._chunked = length is None and not self.request.http10
+        self._keep_alive = (self._chunked or length is not None) and self._carrier.keeps_alive(self.request)
+        if length is not None:
+            framing = b"content-length: %d\r\n" % length + self._connection_line(self._keep_alive)
+        else:
+            framing = (CHUNKED if self._chunked else b"") + (b"" if self._keep_alive else CLOSE)
         self._head = render_head(status, content_type, headers, framing)
         self._state = _STREAMING
         self._carrier.soon(self._send_head)

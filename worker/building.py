@@ -63,7 +63,9 @@ def build_serving(here: Surroundings, keeper: Keeper, replies: Replies, on_chang
     )
 
 
-def build_keeper(here: Surroundings, in_use: InUse, on_change: Callable[[Engine], None]) -> Keeper:
+def build_keeper(
+    here: Surroundings, in_use: InUse, on_change: Callable[[Engine], None], on_offers: Callable[[], None]
+) -> Keeper:
     """A keeper with no engine yet. Raises `FlagRefused` for a model whose flags may not be set."""
     settings, binary, devices = here.settings, here.binary, here.devices
     demand = DemandRates()
@@ -106,5 +108,6 @@ def build_keeper(here: Surroundings, in_use: InUse, on_change: Callable[[Engine]
             on_change=on_change,
             tell=here.events.tell,
             engine_sees_gpus=bool(binary and binary.devices),
+            on_offers=on_offers,
         )
     )

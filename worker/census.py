@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 from schemas.node import Device
@@ -58,6 +58,15 @@ class Census:
         """On these devices together."""
         names = set(devices)
         return sum(max(room.free_bytes, 0) for room in self.rooms if room.device in names)
+
+    def without(self, engine: str, *, freed: bool) -> Census:
+        """As if this engine did not count; with `freed`, as if its memory were free, too."""
+        gone = [each for each in self.residents if each.engine == engine] if freed else []
+        rooms = tuple(
+            replace(room, free_bytes=room.free_bytes + sum(each.held_bytes.get(room.device, 0) for each in gone))
+            for room in self.rooms
+        )
+        return Census(rooms, tuple(each for each in self.residents if each.engine != engine))
 
     def text(self) -> str:
         """The rooms, for people."""

@@ -15,8 +15,9 @@ from typing import Any, Final, Protocol
 
 from schemas.model import CopyProgress, CopyRecord, Wanted
 from worker.copying import Copying, Listener, Parts, fingerprint, plain
+from worker.copyjob import Job, Watch
 from worker.sources import Corrupt, Source, SourceError, find_source
-from worker.store.errors import NotHere, Removed, Superseded
+from worker.store.errors import NeverFits, NotHere, Removed, Superseded
 from worker.store.manifest import Copy
 from worker.store.progress import Meter
 from worker.store.records import PROGRESS_S, Publish, Records
@@ -26,6 +27,10 @@ from worker.transfer.backoff import LONGEST_S, Backoff
 
 log = logging.getLogger(__name__)
 TIDY_S: Final = 60.0
+LOOK_S: Final = 2.0
+"""How often the views that engines have open are marked for other workers."""
+TOUCH_S: Final = 60.0
+"""A model that is used is noted as such at most so often."""
 
 
 class Limits(Protocol):
@@ -47,38 +52,9 @@ class Limits(Protocol):
         ...
 
 
-class _Job:
-    """One piece of work on a model. `why`: what those who wait are told when it is ended before its time."""
-
-    def __init__(self, kind: str, key: str, task: asyncio.Task[Copy]) -> None:
-        self.kind = kind
-        self.key = key
-        self.task = task
-        self.waiters = 0
-        self.why: SourceError | None = None
-
-    def end(self, why: SourceError) -> None:
-        """End it: nobody joins it any more, and those who wait are told why."""
-        self.key, self.why = "", self.why or why
-        self.task.cancel()
-
-    async def result(self) -> Copy:
-        """Wait for the end, together with others; when the last one leaves, the work ends."""
-        self.waiters += 1
-        try:
-            await asyncio.wait({self.task})
-        finally:
-            self.waiters -= 1
-            if self.waiters == 0 and not self.task.done():
-                self.end(Removed("nobody waits for it any more"))
-        if self.task.cancelled():
-            raise self.why or Removed("the worker stops")
-        return self.task.result()
-
-
 class Copies:
     """`publish` is told of each record, `catalogue` of the copies that can be served, whenever they change; both are
-    plain calls. `protected`: models that no clearing may take, because a record wants them here."""
+    plain calls. `protected`: models that no clearing may take, because a record wants them here. `watch` counts."""
 
     def __init__(
         self,
@@ -92,6 +68,7 @@ class Copies:
         protected: Callable[[], Collection[str]] = tuple,
         find: Callable[[str], Source] = find_source,
         choose: Callable[[Wanted], Wanted] = plain,
+        watch: Watch | None = None,
         interval_s: float = PROGRESS_S,
         dice: Callable[[], float] = random.random,
         clock: Callable[[], float] = time.time,
@@ -108,11 +85,16 @@ class Copies:
         self._parts = parts
         self._find = find
         self._choose = choose
+        self._watch = watch or Watch()
         self._slots = asyncio.Semaphore(limits.num_download_worker)
-        self._jobs: dict[str, _Job] = {}
+        self._jobs: dict[str, Job] = {}
         self._removals: dict[str, asyncio.Task[None]] = {}
         self._discard: set[str] = set()
         self._listeners: dict[str, list[Listener]] = {}
+        self._touched: dict[str, float] = {}
+        self._touching: set[asyncio.Task[None]] = set()
+        self.active = 0
+        """Models that are being fetched."""
 
     # -- lifetime ----------------------------------------------------------------------------------------------------
     def begin(self) -> None:
@@ -122,21 +104,35 @@ class Copies:
         self._served()
 
     async def run(self) -> None:
-        """Until cancelled: let old revisions and, above the high mark, unused models go."""
+        """Until cancelled: see what other workers have changed, let old revisions and, above the high mark, unused
+        models go, and mark what engines have open."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._repeat(TIDY_S, self.tidy), name="copies tidy")
+            group.create_task(self._repeat(LOOK_S, self._store.hold_open), name="copies open")
+
+    async def _repeat(self, every_s: float, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         while True:
-            await asyncio.sleep(TIDY_S)
+            await asyncio.sleep(every_s)
             try:
-                await self._store.refresh()
-                await self._store.tidy()
-                await self.collect()
+                await work()
             except SourceError as error:
                 log.error("tidy_failed", extra={"event": "tidy_failed", "code": error.code, "error": error.message})
+
+    async def tidy(self) -> None:
+        """Look at the disks now, and clear what may go. Raises a `SourceError` of the disk."""
+        try:
+            await self._store.refresh()
+        finally:
+            self._compare()
+        await self._store.tidy()
+        await self.collect()
 
     async def stop(self) -> None:
         """End all work; what has come of the files stays for the next start."""
         for job in self._jobs.values():
             job.task.cancel()
-        ending: list[asyncio.Task[Any]] = [*(job.task for job in self._jobs.values()), *self._removals.values()]
+        jobs = (job.task for job in self._jobs.values())
+        ending: list[asyncio.Task[Any]] = [*jobs, *self._removals.values(), *self._touching]
         if ending:
             await asyncio.wait(ending)
         await self._store.close()
@@ -146,9 +142,25 @@ class Copies:
         """What may be known of each copy: a view of now."""
         return self._records.all
 
+    @property
+    def waiting(self) -> int:
+        """Models that wait for their turn, or for the next try."""
+        return sum(job.kind == "ensure" for job in self._jobs.values()) - self.active
+
     def tell_all(self) -> None:
         """Publish every record again, for a bucket that was lost."""
         self._records.tell_all()
+
+    def postpone(self, want: Wanted, reason: str, at: float) -> None:
+        """Tell that the model will be fetched, or fetched again, and not before `at` (Unix seconds)."""
+        model, record = want.model, self._records.all.get(want.model)
+        if model in self._jobs or model in self._removals:
+            return
+        if record is None or record.state == "Pending":
+            self._records.move(model, "Pending", source=want.source, reason=reason, next_retry_at=at)
+        elif record.error is not None and record.next_retry_at != at:
+            told = {"reason": record.reason, "error": record.error, "next_retry_at": at}
+            self._records.move(model, record.state, **told)
 
     # -- asking ------------------------------------------------------------------------------------------------------
     async def ensure(self, want: Wanted, on_progress: Listener | None = None, *, again: bool = False) -> Copy:
@@ -186,27 +198,48 @@ class Copies:
     async def remove(self, model: str, *, retain: bool = False) -> None:
         """Take the model away, and end what is being done about it, at once. With `retain` its files stay. A model
         that is not here is no error. Raises a `SourceError` of the disk."""
+        await self._taken_away(model, retain=retain)
+
+    async def _taken_away(self, model: str, *, retain: bool, reason: str | None = None) -> None:
         task = self._removals.get(model)
         if task is None:
-            task = asyncio.get_running_loop().create_task(self._remove(model, retain=retain), name=f"remove {model}")
+            work = self._remove(model, retain=retain, reason=reason)
+            task = asyncio.get_running_loop().create_task(work, name=f"remove {model}")
             self._removals[model] = task
             task.add_done_callback(lambda _: self._removals.pop(model, None))
         await asyncio.shield(task)
 
     async def collect(self) -> list[str]:
         """Above the high mark: let the models that were used least recently go. Returns which."""
-        gone = await self._store.collect(protected={*self._protected(), *self._jobs})
-        for model in gone:
-            self._records.move(model, "Deleting", reason="room was needed")
-            self._records.drop(model)
-        if gone:
-            self._served()
-        return gone
+        return await self._store.collect(protected=self._kept(), evict=self._evict)
+
+    def used(self, model: str) -> None:
+        """A request for the model begins: of those that may go it is the last. A plain call, which may come often."""
+        now = self._clock()
+        if model not in self._store.copies() or now - self._touched.get(model, -TOUCH_S) < TOUCH_S:
+            return
+        self._touched[model] = now
+        task = asyncio.get_running_loop().create_task(self._touch(model), name=f"used {model}")
+        self._touching.add(task)
+        task.add_done_callback(self._touching.discard)
+
+    async def _touch(self, model: str) -> None:
+        try:
+            await self._store.used(model)
+        except SourceError as error:
+            log.info("use_unnoted", extra={"event": "use_unnoted", "model": model, "error": error.message})
+
+    def _kept(self) -> Collection[str]:
+        return {*self._protected(), *self._jobs}
+
+    async def _evict(self, model: str) -> None:
+        if model not in self._jobs:
+            await self._taken_away(model, retain=False, reason="room was needed")
 
     # -- working -----------------------------------------------------------------------------------------------------
     def _start(self, model: str, kind: str, key: str, work: Coroutine[Any, Any, Copy]) -> None:
         task = asyncio.get_running_loop().create_task(work, name=f"{kind} {model}")
-        job = self._jobs[model] = _Job(kind, key, task)
+        job = self._jobs[model] = Job(kind, key, task)
 
         def ended(_: asyncio.Task[Copy]) -> None:
             if self._jobs.get(model) is job:
@@ -216,7 +249,7 @@ class Copies:
 
         task.add_done_callback(ended)
 
-    async def _listened(self, model: str, job: _Job, listener: Listener | None) -> Copy:
+    async def _listened(self, model: str, job: Job, listener: Listener | None) -> Copy:
         if listener is None:
             return await job.result()
         listeners = self._listeners.setdefault(model, [])
@@ -228,7 +261,7 @@ class Copies:
             if not listeners:
                 self._listeners.pop(model, None)
 
-    async def _end(self, job: _Job, why: SourceError) -> None:
+    async def _end(self, job: Job, why: SourceError) -> None:
         job.end(why)
         await asyncio.wait({job.task})
 
@@ -241,8 +274,7 @@ class Copies:
         try:
             while True:
                 try:
-                    async with self._slots:
-                        copy = await self._once(want, meter, again=again, attempt=backoff.failures + 1)
+                    copy = await self._turn(want, meter, again=again, attempt=backoff.failures + 1)
                 except SourceError as error:
                     wait_s = backoff.failed(self._dice(), error.retry_after_s) if error.retryable else None
                     self._failed(want, error, wait_s, backoff.failures)
@@ -259,7 +291,16 @@ class Copies:
         finally:
             ticker.cancel()
 
+    async def _turn(self, want: Wanted, meter: Meter, *, again: bool, attempt: int) -> Copy:
+        async with self._slots:
+            self.active += 1
+            try:
+                return await self._once(want, meter, again=again, attempt=attempt)
+            finally:
+                self.active -= 1
+
     async def _once(self, want: Wanted, meter: Meter, *, again: bool, attempt: int) -> Copy:
+        begun_at = time.monotonic()
         copying = Copying(
             self._store,
             self._parts,
@@ -268,10 +309,15 @@ class Copies:
             meter,
             find=self._find,
             step=lambda phase: self._step(want, meter, phase, attempt),
-            protected=lambda: {*self._protected(), *self._jobs},
+            protected=self._kept,
+            evict=self._evict,
             discarded=lambda: want.model in self._discard,
+            watch=self._watch,
         )
-        return await copying.run(again=again)
+        copy = await copying.run(again=again)
+        if copying.installed:
+            self._watch.fetched(want.model, time.monotonic() - begun_at)
+        return copy
 
     def _step(self, want: Wanted, meter: Meter, phase: str, attempt: int) -> None:
         """The work has come to another phase; a copy that is there is `Updating` from the moment that files come."""
@@ -307,11 +353,19 @@ class Copies:
         told = {"reason": error.message, "error": error.code, "next_retry_at": retry_at}
         fields = {"event": "copy_failed", "model": want.model, "code": error.code, "error": error.message}
         log.warning("copy_failed", extra={**fields, "attempt": attempt, "retry_in_s": wait_s})
+        if wait_s is None:
+            self._count(want.model, error)
         copy = self._store.copies().get(want.model)
         if copy is not None and not copy.broken:
             self._records.ready(copy, **told)
         else:
             self._records.move(want.model, "Failed", source=want.source, **told)
+
+    def _count(self, model: str, error: SourceError) -> None:
+        if isinstance(error, NeverFits):
+            self._watch.skipped(model, error.code)
+        else:
+            self._watch.failed(model, error)
 
     def _given_up(self, model: str) -> None:
         """Nobody waits for it any more: what was there before is what there is."""
@@ -331,20 +385,35 @@ class Copies:
         meter = Meter("verifying", copy.manifest.size_bytes, files_total=len(copy.manifest.files))
         self._records.move(model, "Verifying", progress=meter.told(time.monotonic()))
         ticker = asyncio.get_running_loop().create_task(self._tick(model, meter), name=f"progress {model}")
+        begun_at = time.monotonic()
         try:
             bad = await self._store.verify(model, meter.came)
         finally:
             ticker.cancel()
-            if model not in self._removals and (now := self._store.copies().get(model)) is not None:
-                self._settled(now)
+            self._records_again(model)
+        self._watch.verified(good=not bad, seconds=time.monotonic() - begun_at)
         if bad:
+            self._compare()
             self._served()
             raise Corrupt(f"the content of {', '.join(bad)} is not what it was; the next download mends it")
+        if model not in self._store.copies():
+            raise NotHere(f"{model} was taken away while it was read")
         return self._store.copies()[model]
 
-    async def _remove(self, model: str, *, retain: bool) -> None:
+    def _records_again(self, model: str) -> None:
+        """What was done about a model has ended: what there is now is told."""
+        copy = self._store.copies().get(model)
+        if model in self._removals:
+            return
+        if copy is not None:
+            self._settled(copy)
+        elif self._records.state(model) is not None:
+            self._records.move(model, "Deleting", reason="its files are not there any more")
+            self._records.drop(model)
+
+    async def _remove(self, model: str, *, retain: bool, reason: str | None) -> None:
         if self._records.state(model) is not None:
-            self._records.move(model, "Deleting")
+            self._records.move(model, "Deleting", reason=reason)
         job = self._jobs.get(model)
         self._discard |= set() if retain else {model}
         try:
@@ -370,5 +439,25 @@ class Copies:
             self._records.move(copy.model, "Verifying")
         self._records.ready(copy)
 
+    def _compare(self) -> None:
+        """Have the records tell what is on the disks, where another worker or a person has changed that."""
+        copies, busy = self._store.copies(), {*self._jobs, *self._removals}
+        known = {model: record for model, record in self._records.all.items() if model not in busy}
+        gone = [model for model, record in known.items() if record.state == "Ready" and model not in copies]
+        new = [model for model, copy in copies.items() if model not in busy and _differs(copy, known.get(model))]
+        for model in (*gone, *new):
+            self._records_again(model)
+        if gone or new:
+            self._served()
+
     def _served(self) -> None:
         self._catalogue([copy for copy in self._store.copies().values() if not copy.broken])
+
+
+def _differs(copy: Copy, record: CopyRecord | None) -> bool:
+    """Whether a record tells of something else than the copy that is there."""
+    if record is None or record.state == "Deleting":
+        return True
+    if record.state == "Failed":
+        return record.error == Corrupt.code and not copy.broken
+    return record.state == "Ready" and (bool(copy.broken) or record.revision != copy.revision)

@@ -12,11 +12,15 @@ from typing import Any, Protocol, cast
 
 from schemas.model import CopyProgress, ModelRecord, Wanted
 from schemas.source import parse_source
-from worker.sources import Corrupt, Digest, Listing, RemoteFile, Secrets, Signed, Source, Want
+from worker.copyjob import Watch
+from worker.flags import FlagRefused
+from worker.remoteflags import check_remote
+from worker.sources import Corrupt, Digest, Listing, RemoteFile, Secrets, Signed, Source, Unsupported, Want
+from worker.store.budget import Evict
 from worker.store.errors import BadModelFile
 from worker.store.manifest import Copy
 from worker.store.progress import Meter
-from worker.store.sharing import SharedFetches
+from worker.store.sharing import SharedFetches, Start
 from worker.store.staging import Installing, Staging
 from worker.store.store import Store
 from worker.transfer.part import Digests, Part
@@ -35,17 +39,30 @@ class Fetch(Protocol):
         ...
 
 
+def anything(_want: Wanted, _listing: Listing) -> None:
+    """Every model may be had."""
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
     """Whom the work is given to."""
 
     fetcher: Fetch
     secrets: Secrets
+    check_fits: Callable[[Wanted, Listing], None] = anything
+    """Raises `NeverFits` for a model that no device of this node could ever hold."""
 
 
 def plain(want: Wanted) -> Wanted:
     """As it is wanted, no variant chosen."""
     return want
+
+
+def _check(want: Wanted) -> None:
+    try:
+        check_remote(want.profile.flags)
+    except FlagRefused as refused:
+        raise Unsupported(refused.message) from refused
 
 
 def fingerprint(want: Wanted) -> str:
@@ -76,6 +93,8 @@ class Copying:
         find: Callable[[str], Source],
         step: Callable[[str], None],
         protected: Callable[[], Collection[str]],
+        evict: Evict,
+        watch: Watch,
         discarded: Callable[[], bool],
     ) -> None:
         self._store = store
@@ -86,7 +105,12 @@ class Copying:
         self._find = find
         self._step = step
         self._protected = protected
+        self._evict = evict
+        self._watch = watch
+        self.installed = False
+        """Files have come, or other ones are used now."""
         self._discarded = discarded
+        _check(want)
         ref = parse_source(want.source)
         self._source = find(ref.scheme)
         self._asked = Want(
@@ -108,7 +132,10 @@ class Copying:
         listing = await self._source.resolve(self._asked.ref, want=self._asked, secrets=self._parts.secrets)
         if copy is not None and usable and copy.manifest.listing == listing_print(listing):
             return await self._amended(copy.manifest.listing)
-        return await self._install(listing, again=again)
+        self._parts.check_fits(self._want, listing)
+        copy = await self._install(listing, again=again)
+        self.installed = True
+        return copy
 
     def _same_want(self, copy: Copy) -> bool:
         return copy.manifest.want == fingerprint(self._want)
@@ -148,7 +175,7 @@ class Copying:
         self._meter.files_total, self._meter.files_done = len(files), len(files) - len(missing)
         self._meter.bytes_done = sum(sizes[file.path] or 0 for file in files if file not in missing)
         needed = max(sum(file.size_bytes or 0 for file in missing) - await staging.written_bytes(), 0)
-        reservation = await self._store.reserve(needed, protected=self._protected())
+        reservation = await self._store.reserve(needed, protected=self._protected(), evict=self._evict)
         try:
             self._step("fetching")
             async with asyncio.TaskGroup() as group:
@@ -169,13 +196,42 @@ class Copying:
                 self._meter.came(bytes_)
                 spent(bytes_)
 
-            async def start(on_bytes: Callable[[int], None]) -> Digests:
-                scheme = self._asked.ref.scheme
-                return await self._parts.fetcher.fetch(file, lambda: self._signed(file), part, on_bytes, source=scheme)
-
+            start = self._start(staging, file, part, fresh=fresh)
             digests = await self._shared.fetch(staging.key(file), start, came)
             await staging.placed(file, digests, self._expected(file))
         self._meter.files_done += 1
+
+    def _start(self, staging: Staging, file: RemoteFile, part: Part, *, fresh: bool) -> Start:
+        """Brings the file and makes it a blob, for all who wait: whoever begins after that finds the blob."""
+
+        async def start(on_bytes: Callable[[int], None]) -> Digests:
+            known = None if fresh else await staging.arrived(file)
+            if known is not None:
+                on_bytes(known.size_bytes)
+                return known
+
+            def came(bytes_: int) -> None:
+                self._watch.came(self._want.model, bytes_)
+                on_bytes(bytes_)
+
+            scheme = self._asked.ref.scheme
+            fetching = self._parts.fetcher.fetch(file, lambda: self._signed(file), part, came, source=scheme)
+            return await self._checked(file, fetching, staging)
+
+        return start
+
+    async def _checked(self, file: RemoteFile, coming: Coroutine[Any, Any, Digests], staging: Staging) -> Digests:
+        expected = self._expected(file)
+        told = expected or ((file.digest,) if file.digest else ())
+        algorithm = told[0].algorithm if told else "sha256"
+        try:
+            digests = await coming
+            await staging.placed(file, digests, expected)
+        except Corrupt:
+            self._watch.checked(good=False, algorithm=algorithm)
+            raise
+        self._watch.checked(good=True, algorithm=algorithm)
+        return digests
 
     def _expected(self, file: RemoteFile) -> tuple[Digest, ...]:
         told = self._asked.checksum(file.path)

@@ -46,7 +46,7 @@ class Events:
     def engine(self, engine: Engine) -> None:
         """An engine changed: `engine_starting`, `_ready` (`_adopted` if it was taken over as it ran), `_stopping`,
         `_stopped` or `_crashed`, if its state did; `engine_breaker_open` and `_closed`, if its breaker did."""
-        if self._states.get(engine.engine_id) != engine.state:
+        if self._states.get(engine.engine_id, "stopped") != engine.state:
             self._states[engine.engine_id] = engine.state
             self._engine("adopted" if engine.state == "ready" and engine.adopted else engine.state, engine)
         if engine.breaker_open != (engine.engine_id in self._breakers):

@@ -48,6 +48,7 @@ REFUSED_VARIABLES: Final = {f"LLAMA_ARG_{name.upper().replace('-', '_')}" for na
     "LLAMA_LOG_FILE",
     "LLAMA_LOG_VERBOSITY",
 }
+_NUMBER = re.compile(r"-[0-9.][0-9.,e+-]*|-inf")
 _LEVEL_FLAGS = {"log-verbosity", "verbosity"}
 _FLAG = re.compile(r"[a-z0-9][a-z0-9.-]+")
 
@@ -59,9 +60,10 @@ class FlagRefused(InvalidRequest):
 
 
 def profile_arguments(flags: Mapping[str, FlagValue]) -> Iterator[str]:
+    """The words of a command line. Raises `FlagRefused`."""
     for given, value in flags.items():
         name = flag_name(given)
-        _check_flag(name, value)
+        check_flag(name, value)
         if isinstance(value, bool):
             yield f"--{name}" if value else f"--no-{name}"
             continue
@@ -71,6 +73,7 @@ def profile_arguments(flags: Mapping[str, FlagValue]) -> Iterator[str]:
 
 
 def flag_name(given: str) -> str:
+    """As llama-server writes it, without dashes before it. Raises `FlagRefused` for what is no long name."""
     name = given.removeprefix("--").replace("_", "-")
     if not _FLAG.fullmatch(name):
         raise FlagRefused(
@@ -79,8 +82,14 @@ def flag_name(given: str) -> str:
     return name
 
 
-def _check_flag(name: str, value: FlagValue) -> None:
+def check_flag(name: str, value: FlagValue) -> None:
+    """Raises `FlagRefused` for one that nobody may set."""
     if (why := REFUSED.get(name)) is not None:
         raise FlagRefused(f"engine flag --{name} may not be set: {why}", param="flags")
     if name in _LEVEL_FLAGS and not (str(value).isdigit() and int(cast(str, value)) <= LOG_LEVEL_LIMIT):
         raise FlagRefused(f"engine flag --{name}: at most {LOG_LEVEL_LIMIT}; above, {_PRIVATE}", param="flags")
+    for one in value if isinstance(value, list) else [value]:
+        # behind a switch, which takes no value, it would be a flag of its own
+        if str(one).startswith("-") and not _NUMBER.fullmatch(str(one)):
+            text = f"engine flag --{name}: its value must not begin with '-', unless it is a number"
+            raise FlagRefused(text, param="flags")

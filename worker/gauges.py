@@ -9,6 +9,8 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from schemas.node import Device, Engine, EngineUsage, Heartbeat, NodeUsage, Share
+from worker.enginelog import EngineLog
+from worker.enginespec import EngineSpec
 from worker.moving import Moved
 
 STATES: Final = ("stopped", "starting", "ready", "stopping", "crashed")
@@ -41,6 +43,36 @@ class Sights(Collector):
             yield from node_series(beat.usage)
         if self._moves is not None:
             yield moving_series(self._moves.moved())
+
+
+class Logged(Protocol):
+    """An engine, as far as its output is concerned."""
+
+    engine_id: str
+    log: EngineLog
+
+    @property
+    def spec(self) -> EngineSpec:
+        """What it was asked to be."""
+        ...
+
+
+class Logs(Collector):
+    """What became of the output of engines."""
+
+    def __init__(self, engines: Callable[[], Iterable[Logged]]) -> None:
+        self._engines = engines
+
+    def collect(self) -> Iterable[Metric]:
+        """The series of now."""
+        here = list(self._engines())
+        labels = [[each.engine_id, each.spec.model] for each in here]
+        figures = {
+            "engine_log_lost_bytes": ("Output that came too fast.", [each.log.lost_bytes for each in here]),
+            "engine_log_withheld_lines": ("Could have held a request.", [each.log.withheld for each in here]),
+        }
+        for name, (text, values) in figures.items():
+            yield counter(name, text, ["engine", "model"], zip(labels, values, strict=True))
 
 
 def gauge(name: str, text: str, labels: list[str], rows: Iterable[tuple[list[str], float | int | None]]) -> Metric:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from sys import getsizeof
 from typing import BinaryIO, Final
 
 MAGIC: Final = b"GGUF"
@@ -22,16 +23,21 @@ PAIRS_LIMIT: Final = 8_192
 TENSORS_LIMIT: Final = 32_768
 DIMENSIONS_LIMIT: Final = 4
 KEY_LIMIT_BYTES: Final = 65_535
-STRING_LIMIT_BYTES: Final = 16 << 20
+STRING_LIMIT_BYTES: Final = 64 << 20
+STRING_KEPT_BYTES: Final = 256 << 10
+"""Of a longer string (a tokenizer's whole file) only so much is kept; no template is as long."""
 ARRAY_LIMIT_ITEMS: Final = 16 << 20
 ARRAY_KEPT_ITEMS: Final = 4096
 """Arrays up to this length are kept (a figure a layer); longer ones (a vocabulary) are counted."""
+WALKED_LIMIT_ITEMS: Final = 2 << 20
+"""Strings in long arrays, of one header: each takes a step. Vocabularies with their merges have less than half."""
 HEADER_LIMIT_BYTES: Final = 512 << 20
 WINDOW_BYTES: Final = 1 << 20
 ARRAY_DEPTH_LIMIT: Final = 2
 KEPT_LIMIT_BYTES: Final = 16 << 20
-"""What all keys, strings and kept arrays of one header may take in memory."""
+"""What all keys, strings and kept arrays of one header may take in memory, as Python holds them."""
 _ITEM_BYTES: Final = 40
+_ARRAY_BYTES: Final = 160
 
 Scalar = int | float | bool | str
 
@@ -159,6 +165,7 @@ class _Cursor:
         self._window = b""
         self._base = 0
         self._kept_bytes = 0
+        self._walked_items = 0
 
     def view(self, start: int, count: int) -> tuple[bytes, int]:
         """Bytes that hold the `count` from `start` on, and where in them those begin."""
@@ -174,6 +181,12 @@ class _Cursor:
         self._kept_bytes += count_bytes
         if self._kept_bytes > KEPT_LIMIT_BYTES:
             raise BadGguf(f"its metadata takes more than {KEPT_LIMIT_BYTES} bytes")
+
+    def walk(self, count_items: int) -> None:
+        """Account for items that are stepped over one by one."""
+        self._walked_items += count_items
+        if self._walked_items > WALKED_LIMIT_ITEMS:
+            raise BadGguf(f"its arrays have more than {WALKED_LIMIT_ITEMS} strings")
 
     def skip(self, count: int) -> int:
         """Where the `count` bytes begin that are stepped over."""
@@ -199,9 +212,11 @@ class _Cursor:
 
     def string(self, what: str, limit_bytes: int) -> str:
         length = self.bounded(f"the length of {what}", limit_bytes)
-        self.keep(length + _ITEM_BYTES)
-        window, start = self.view(self.skip(length), length)
-        return window[start : start + length].decode("utf-8", "replace")
+        kept = min(length, STRING_KEPT_BYTES)
+        window, start = self.view(self.skip(length), kept)
+        text = window[start : start + kept].decode("utf-8", "replace")
+        self.keep(getsizeof(text))
+        return text
 
 
 def _parse(cursor: _Cursor) -> Gguf:
@@ -244,6 +259,7 @@ def _value(cursor: _Cursor, kind: int, key: str, depth: int) -> Value:
 def _array(cursor: _Cursor, key: str, depth: int) -> Array:
     kind = cursor.whole("I")
     count = cursor.bounded(f"the length of {key[:80]!r}", ARRAY_LIMIT_ITEMS)
+    cursor.keep(_ARRAY_BYTES)
     if (form := _SCALARS.get(kind)) is not None:
         start = cursor.skip(count * struct.calcsize("<" + form))
         if count > ARRAY_KEPT_ITEMS:
@@ -264,6 +280,7 @@ def _strings(cursor: _Cursor, key: str, count: int) -> Array:
     if count <= ARRAY_KEPT_ITEMS:
         what = f"an item of {key[:80]!r}"
         return Array(count, tuple(cursor.string(what, KEY_LIMIT_BYTES) for _ in range(count)))
+    cursor.walk(count)
     unpack: Callable[[bytes, int], tuple[int]] = struct.Struct("<Q").unpack_from
     window, base, at = b"", cursor.at, cursor.at
     for _ in range(count):

@@ -119,7 +119,8 @@ class Happenings:
 
     def engine_changed(self, engine: Changed) -> None:
         """An engine may be in another state than when it was last told of. Safe to call too often."""
-        model, state, was = self.model(engine.spec.model), engine.state, self._states.get(engine.engine_id)
+        model, state = self.model(engine.spec.model), engine.state
+        was = self._states.get(engine.engine_id, "stopped")
         if engine.breaker_open and engine.engine_id not in self._open:
             self.breakers.labels(model).inc()
         (self._open.add if engine.breaker_open else self._open.discard)(engine.engine_id)
@@ -131,7 +132,7 @@ class Happenings:
             self._got_ready(model, engine)
         elif was == "starting":
             self.loads.labels(model, "crashed" if state == "crashed" else "stopped").inc()
-        if was is not None and state in ("stopped", "crashed"):
+        if state in ("stopped", "crashed"):
             self._ended(model, engine)
 
     def _got_ready(self, model: str, engine: Changed) -> None:
@@ -165,6 +166,10 @@ class Happenings:
             "puna_worker_lease_denials_total", "Starts left to another node that had the lease.", ["model"],
             registry=registry,
         )  # fmt: skip
+
+    def lease_denied(self, model: str) -> None:
+        """A start was left to another node."""
+        self.lease_denials.labels(self.model(model)).inc()
 
     def told(self, kind: str, facts: Mapping[str, Any]) -> None:
         """An event was told."""
@@ -208,6 +213,10 @@ class Happenings:
         self.sync_failures = Counter(
             "puna_worker_engine_sync_failures_total", "Looks that failed.", ["code"], registry=registry
         )
+        self.mended = Counter(
+            "puna_worker_engines_mended_total", "Engines, notes and processes that did not agree.", ["what"],
+            registry=registry,
+        )  # fmt: skip
         self.readings = Counter(
             "puna_worker_statistics_begun_total", "Readings of figures.", ["scope"], registry=registry
         )
@@ -233,6 +242,10 @@ class Happenings:
     def sync_failed(self, error: Exception) -> None:
         """It could not be told."""
         self.sync_failures.labels(cause_of(error)).inc()
+
+    def sync_mended(self, what: str, count: int) -> None:
+        """So many did not agree: dead, gone or unknown ones."""
+        self.mended.labels(what).inc(count)
 
     def statistics_begun(self, scope: str) -> None:
         """A reading begins."""

@@ -23,16 +23,16 @@ from schemas.subjects import H_TRACEPARENT
 from web import Exchange, Header
 from web.headers import REQUEST_ID, identified, remedy_headers
 from web.keys import Keyring
+from worker.health import Health, page
 from worker.httpreply import HttpReply
 from worker.metrics import CONTENT_TYPE, Metrics
+from worker.peers.uploads import PREFIX as BLOBS
 from worker.serving import Serving
 from worker.work import Claim, Work
 
 log = logging.getLogger(__name__)
 
 CHAT: Final = "/v1/chat/completions"
-LAG_LIMIT_S: Final = 5.0
-"""An event loop that is later than this does not answer requests in time."""
 _OPEN: Final = frozenset(("/healthz", "/livez", "/readyz", "/metrics"))
 
 
@@ -44,10 +44,11 @@ class House:
     beat: Callable[[], Heartbeat]
     metrics: Metrics
     keys: Keyring
-    connected: Callable[[], bool]
-    lag_s: Callable[[], float]
+    health: Health
     clock: Callable[[], float]
     fresh_id: Callable[[], str]
+    blobs: Callable[[Exchange, list[Header]], None]
+    """Answers what is below `/v1/blobs/`, by tokens of its own."""
 
 
 class Pages:
@@ -68,6 +69,9 @@ class Pages:
         """Answer one request, now or later."""
         path, headers = exchange.request.path, identified(exchange.request.headers)
         try:
+            if path.startswith(BLOBS):
+                self._house.blobs(exchange, headers)
+                return
             if path not in _OPEN:
                 self._house.keys.check(exchange.request.headers)
             if path == CHAT:
@@ -133,24 +137,13 @@ class Pages:
         exchange.respond(200, self._house.beat().model_dump_json().encode(), headers=headers)
 
     def _health(self, exchange: Exchange, headers: list[Header]) -> None:
-        _json(exchange, 200, {"status": "ok"}, headers)
+        _json(exchange, *page(self._house.health.healthy(), "unhealthy"), headers)
 
     def _live(self, exchange: Exchange, headers: list[Header]) -> None:
-        lag_s = self._house.lag_s()
-        late = lag_s > LAG_LIMIT_S
-        body = {"status": "late" if late else "ok", "event_loop_lag_s": round(lag_s, 3)}
-        _json(exchange, 503 if late else 200, body, headers)
+        _json(exchange, *page(self._house.health.live(), "dead"), headers)
 
     def _ready(self, exchange: Exchange, headers: list[Header]) -> None:
-        beat = self._house.beat()
-        reasons = [] if self._house.connected() else ["not connected to NATS"]
-        if beat.draining:
-            reasons.append("draining")
-        if not any(engine.state == "ready" for engine in beat.engines):
-            told = [f"{engine.model} is {engine.state}: {engine.reason or 'no reason'}" for engine in beat.engines]
-            reasons += told or ["no model is configured"]
-        told_all = {"status": "unready" if reasons else "ok", "reasons": reasons}
-        _json(exchange, 503 if reasons else 200, told_all, headers)
+        _json(exchange, *page(self._house.health.ready(), "unready"), headers)
 
     def _metrics(self, exchange: Exchange, headers: list[Header]) -> None:
         exchange.respond(200, self._house.metrics.text(), content_type=CONTENT_TYPE, headers=headers)

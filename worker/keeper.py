@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from schemas.node import Offer
 from worker.adoption import Adoptable
@@ -33,7 +33,8 @@ from worker.wishes import PATIENT, Wish, Wishes
 log = logging.getLogger(__name__)
 
 OFFERS_FRESH_S = 0.5
-"""Offers are counted up anew after this: a heartbeat may come ten times a second."""
+"""Offers are counted up anew after this, and after any change of engines and files: a heartbeat may come ten times a
+second."""
 
 
 class Keeper:
@@ -47,6 +48,8 @@ class Keeper:
         self._roster = Roster(parts, self.poke)
         self._poked = self._closed = False
         self._offers: tuple[float, tuple[Offer, ...]] = (-math.inf, ())
+        self.on_used: Callable[[str], None] = lambda _: None
+        """Told of each request of a model: whoever has its files."""
         self.survey = Survey(
             catalogue=parts.catalogue,
             needs=parts.needs,
@@ -58,8 +61,9 @@ class Keeper:
             limited=parts.counter.limit_bytes is not None,
         )
         self.by_hand = ByHand(parts, self.survey, self._roster, self._wishes, self._pass)
-        self._preload = Preload(parts, self.survey, self._roster, self._wishes)
-        self._renewal = Renewal(parts, self._roster, self._wishes, self.plan)
+        self._preload = Preload(parts, self.survey, self._roster, self._wishes, self._read)
+        self._renewal = Renewal(parts, self._roster, self._wishes, self._plan_instead)
+        self._entries = _by_name(parts.catalogue.entries)
         parts.catalogue.on_change(self._replaced)
 
     # -- telling -----------------------------------------------------------------------------------------------------
@@ -104,6 +108,9 @@ class Keeper:
         """What it would take to start one more engine of the model, decided now."""
         return self.survey.plan(model, waited_s)
 
+    def _plan_instead(self, old: Kept, freed: bool) -> Plan:
+        return self.survey.plan(old.model, census=self.census().without(old.engine_id, freed=freed))
+
     def offers(self) -> tuple[Offer, ...]:
         """What the heartbeat tells of each model of the catalogue, at most `OFFERS_FRESH_S` old."""
         told_at, offers = self._offers
@@ -129,6 +136,7 @@ class Keeper:
     def used(self, model: str) -> None:
         """A request of the model begins."""
         self._parts.demand.add(model, self._clock())
+        self.on_used(model)
 
     def replace(self, models: Iterable[ModelSettings]) -> None:
         """Other models, or other files of them, from now on."""
@@ -194,15 +202,31 @@ class Keeper:
 
     def _replaced(self) -> None:
         """Another catalogue: engines of models that left it stop once they are idle."""
+        before, self._entries = self._entries, _by_name(self._catalogue.entries)
+        changed = [model for model, entry in self._entries.items() if before.get(model, entry) != entry]
+        self._parts.needs.forget(changed)
+        for model in changed:
+            self._parts.bars.lift(model)
         for each in tuple(self._roster.kept.values()):
             if not self.serves(each.model):
                 self._roster.go(each, "its model was removed", "user-requested", grace_s=self._parts.rules.busy_grace_s)
+        self._news()
+        self._preload.refresh([model for model, entry in self._entries.items() if before.get(model) != entry])
+
+    def _read(self) -> None:
+        """More is known of the models' files."""
+        self._news()
+        self.poke()
+
+    def _news(self) -> None:
+        """What is offered may be something else now."""
         self._offers = (-math.inf, ())
-        self._preload.refresh()
+        self._parts.on_offers()
 
     # -- deciding ----------------------------------------------------------------------------------------------------
     def _pass(self) -> None:
         self._poked = False
+        self._offers = (-math.inf, ())
         if self._closed:
             return
         self._renewal.look()
@@ -233,3 +257,7 @@ class Keeper:
             self._roster.go(victim, f"stopped to make room for {model}", "evicted")
         if victims:
             self._parts.tell("model_switched", model=model, devices=plan.devices, stopped=[v.model for v in victims])
+
+
+def _by_name(entries: Iterable[ModelSettings]) -> dict[str, ModelSettings]:
+    return {entry.model: entry for entry in entries}

@@ -8,22 +8,35 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
 from bus.kv import Bucket
+from schemas.model import CopyRecord, CopyState, Wanted
+from schemas.subjects import LABEL_OF_COPY
 from worker.copies import Copies
 from worker.copying import Parts
+from worker.copymetrics import CopiesNow, CopyMetrics
 from worker.copynews import CopyNews
+from worker.desired.part import Desired, Places
+from worker.desired.reconciler import Here
+from worker.desired.stagger import stagger_s
+from worker.desired.variants import W, chosen, machine
+from worker.fitting import why_never
 from worker.keeper import Keeper
-from worker.sources import Source, SourceError, find_source
+from worker.labels import hardware_labels
+from worker.peers.peers import Peers
+from worker.shelving import Shelving
+from worker.sources import Listing, Source, SourceError, find_source
 from worker.sources.asking import Patience
 from worker.sources.http import Web
 from worker.sources.hub import Hub
 from worker.sources.s3 import ObjectStore
 from worker.sources.secrets import NodeSecrets
 from worker.store.catalogue import merged
+from worker.store.errors import NeverFits
 from worker.store.manifest import Copy
 from worker.store.store import Store
 from worker.surroundings import Surroundings
@@ -36,13 +49,11 @@ from worker.transfer.fetcher import Fetcher
 log = logging.getLogger(__name__)
 
 OPEN_AGAIN_S: Final = 15.0
-STATE_LABEL: Final = "model."
-"""Of the labels that tell of copies: `model.<name>=Ready`."""
 
 
 class Library:
-    """Owner of the store, its copies, the downloads and the tasks. `labels` are this node's, without those of copies;
-    `changed` is called when a heartbeat would tell something else."""
+    """Owner of the store, its copies, the downloads, the tasks and desired state. `labels` are this node's, without
+    those of its hardware and its copies; `changed` is called when a heartbeat would tell something else."""
 
     def __init__(
         self,
@@ -57,18 +68,41 @@ class Library:
         self._here = here
         self._keeper = keeper
         self._own = tuple(settings.models if here.binary else ())
-        self._labels = dict(labels)
+        self._devices = here.devices.current
+        """As they were at the start: a card that fails for a while changes nothing about what belongs here."""
+        self._labels = {**labels, **hardware_labels(self._devices)}
         self._sources = dict[str, Source]()
+        self._states = dict[str, CopyState]()
         self.opened = asyncio.Event()
         """The store can be used."""
         self.trouble: str | None = None
         """Why it cannot."""
         self._fetcher = Fetcher(settings.downloads, cooldown=Cooldown(settings.node))
         self._fetcher.cooldown.share(Bucket(bus, bus.names.bucket_leases), bus.names)
+        self._metrics = CopyMetrics(here.metrics.registry, settings.nats.prefix, here.metrics.model)
+        self._fetcher.cooldown.on_begin = self._metrics.throttled
+        self.peers = self._among_peers()
         self._shared = self._sharing()
-        self.news = CopyNews(bus, settings.node, changed)
+        self.news = CopyNews(bus, settings.node, changed, repair=repair, counted=self._metrics.asked)
         self.copies = self._copies()
+        keeper.on_used = self.copies.used
+        self._desired = self._wanted(repair)
         self._inbox, self.runner = self._tasks(repair)
+        self.shelf = self._shelving()
+        here.metrics.add(CopiesNow(self.shelf))
+
+    def _among_peers(self) -> Peers:
+        here, settings = self._here, self._here.settings
+        return Peers(
+            here.bus,
+            settings.node,
+            settings.peers,
+            self._fetcher,
+            roots=(settings.models_folder, *(each.path for each in settings.store.shared_roots)),
+            advertise=settings.http.advertise,
+            tasks=here.tasks,
+            tell=here.events.tell,
+        )
 
     def _copies(self) -> Copies:
         settings = self._here.settings
@@ -76,11 +110,31 @@ class Library:
         return Copies(
             settings.node,
             self.store,
-            Parts(self._fetcher, NodeSecrets(settings.state_folder, settings.secrets)),
+            Parts(self.peers.fetcher, NodeSecrets(settings.state_folder, settings.secrets), self._check_fits),
             settings.downloads,
-            publish=self.news.tell,
+            publish=self._told,
             catalogue=self._served,
+            protected=lambda: self._desired.reconciler.protected(),
             find=self._find,
+            choose=self._choose,
+            watch=self._metrics,
+        )
+
+    def _wanted(self, repair: Callable[[], Awaitable[None]]) -> Desired:
+        settings, here = self._here.settings, self._here
+        state = settings.state_folder / "desired"
+        beside = settings.store.models_root_mode != "ro"
+        longest_s = settings.downloads.startup_stagger_max_s
+        return Desired(
+            here.bus,
+            Here(settings.node, self.labels, self._choose, self.store.copies, self.copies.states),
+            self.copies,
+            Places(settings.models_folder / "desired" if beside else state / "records", state),
+            settings.desired,
+            tasks=here.tasks,
+            begin_at=time.monotonic() + stagger_s(settings.node, longest_s),
+            repair=repair,
+            tell=here.events.tell,
         )
 
     def _tasks(self, repair: Callable[[], Awaitable[None]]) -> tuple[TaskInbox, Runner]:
@@ -95,12 +149,13 @@ class Library:
             repair=repair,
             tell=here.events.tell,
             capacity=here.settings.downloads.num_download_worker,
+            wishes=self._desired.wishes,
         )
 
     def labels(self) -> Mapping[str, str]:
         """The node's labels, with one for each copy."""
         copies = self.copies.states().items()
-        return self._labels | {f"{STATE_LABEL}{model}": record.state for model, record in copies}
+        return self._labels | {f"{LABEL_OF_COPY}{model}": record.state for model, record in copies}
 
     # -- life --------------------------------------------------------------------------------------------------------
     async def start(self) -> None:
@@ -115,6 +170,7 @@ class Library:
             group.create_task(self.news.run(self.copies.tell_all), name="copies news")
             group.create_task(self.copies.run(), name="copies")
             group.create_task(self._inbox.start(), name="task inbox")
+            group.create_task(self._desired.run(), name="desired state")
 
     async def _open(self) -> None:
         while True:
@@ -130,16 +186,50 @@ class Library:
                 await asyncio.sleep(OPEN_AGAIN_S)
 
     def close(self) -> None:
-        """Take no task any more; what runs goes on."""
+        """Take no task any more, and begin nothing that a record wants; what runs goes on."""
         self._inbox.close()
+        self._desired.reconciler.close()
 
     async def stop(self) -> None:
         """Give back what runs; what has come of the files stays for the next start. Safe to call twice."""
         await self._inbox.stop()
+        await self._desired.reconciler.stop()
         await self.copies.stop()
+        self.peers.stop()
         self._fetcher.close()
 
+    def _shelving(self) -> Shelving:
+        """For health and metrics: what is known of the disks."""
+        return Shelving(
+            self.store,
+            self.copies,
+            opened=self.opened.is_set,
+            unusable=lambda: self.trouble,
+            tasks_waiting=lambda: self.runner.waiting,
+        )
+
     # -- what the parts ask ------------------------------------------------------------------------------------------
+    def _told(self, model: str, record: CopyRecord | None) -> None:
+        """What is known of a copy now."""
+        self.news.tell(model, record)
+        before = self._states.pop(model, None)
+        if record is not None:
+            self._states[model] = record.state
+        if before != self._states.get(model):
+            self._desired.reconciler.stir()
+
+    def _choose(self, want: W) -> W:
+        """As it is wanted on this node."""
+        if not want.variants:
+            return want
+        return chosen(want, machine(self._devices, self.labels()))
+
+    def _check_fits(self, want: Wanted, listing: Listing) -> None:
+        """Raises `NeverFits`."""
+        reason = why_never(want, listing, self._devices, self._here.settings)
+        if reason is not None:
+            raise NeverFits(reason)
+
     def _served(self, copies: Iterable[Copy]) -> None:
         """The copies are these now."""
         if self._here.binary is not None:

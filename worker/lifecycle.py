@@ -43,6 +43,26 @@ class Resident(Protocol):
         ...
 
 
+class Counted(Protocol):
+    """Who counts the looks."""
+
+    def sync_begun(self) -> None:
+        """A look begins."""
+        ...
+
+    def sync_done(self, engines: int) -> None:
+        """So many engines are what they are taken for."""
+        ...
+
+    def sync_failed(self, error: Exception) -> None:
+        """It could not be told."""
+        ...
+
+    def sync_mended(self, what: str, count: int) -> None:
+        """So many did not agree: `dead`, `gone` or `unknown`."""
+        ...
+
+
 @dataclass(slots=True)
 class Mended:
     """How often something did not agree, since the start."""
@@ -67,27 +87,37 @@ class Differences:
 
 @dataclass(slots=True)
 class Lifecycle:
-    """Looks after the engines of one worker. `engines` is asked at each look."""
+    """Looks after the engines of one worker. `engines` is asked at each look, `counted` is told of it."""
 
     state_dir: Path
     engines: Callable[[], Iterable[Resident]]
+    counted: Counted | None = None
     mended: Mended = field(default_factory=Mended)
     _last: Differences = field(default_factory=Differences)
 
     async def run(self) -> None:
-        """Look until cancelled."""
+        """Look until cancelled. A look that failed says nothing about the engines."""
         while True:
             await asyncio.sleep(INTERVAL_S)
-            await self.look()
+            try:
+                await self.look()
+            except (OSError, ValueError, psutil.Error) as error:
+                log.exception("engine_sync_failed", extra={"event": "engine_sync_failed"})
+                if self.counted is not None:
+                    self.counted.sync_failed(error)
 
     async def look(self) -> None:
         """One look; mends what the last one found, too."""
+        if self.counted is not None:
+            self.counted.sync_begun()
         home = Notebook(self.state_dir / "engines").home
         processes = await asyncio.to_thread(marked, home)
         found = self._compare(processes)
         stale, self._last = found.both(self._last), found
         if stale != Differences():
             await self._mend(stale)
+        if self.counted is not None:
+            self.counted.sync_done(sum(each.engine_id not in found.dead for each in self.engines() if each.remains))
 
     def _compare(self, processes: Mapping[int, str]) -> Differences:
         residents = {each.engine_id: each.remains for each in self.engines()}
@@ -105,6 +135,9 @@ class Lifecycle:
         self.mended.dead += len(stale.dead)
         self.mended.gone += len(stale.gone)
         self.mended.unknown += len(stale.unknown)
+        if self.counted is not None:
+            for what in ("dead", "gone", "unknown"):
+                self.counted.sync_mended(what, len(getattr(stale, what)))
         names = {"dead": sorted(stale.dead), "gone": sorted(stale.gone), "unknown": len(stale.unknown)}
         log.warning("engines, notes and processes do not agree", extra={"event": "engines_mended"} | names)
         for each in [each for each in self.engines() if each.engine_id in stale.dead]:

@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 
 from worker.happenings import Happenings
 from worker.inference import Inference
+from worker.runtimefigures import Runtime
 
 CACHE_S: Final = 1.0
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -95,6 +96,7 @@ class Metrics(Happenings):
         self.loop_lag = Gauge(
             "puna_worker_event_loop_lag_seconds", "How late the event loop was at its last tick.", registry=registry
         )
+        Runtime(registry)
         self._clock = clock
         self._text = b""
         self._made_at = float("-inf")

@@ -37,6 +37,8 @@ CLAIM_S = 5.0
 """How long who connects, or the first worker, may take to claim."""
 TERM_S = 2.0
 """From SIGTERM to SIGKILL for an engine that nobody came for."""
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+"""What the minder ignores, and the engine must not."""
 _FLUSH_S = 10.0
 _SWEEP_S = 0.01
 _FRAME_OVERHEAD_BYTES = 96
@@ -175,9 +177,11 @@ class Minder:
             _prctl(_PR_SET_CHILD_SUBREAPER, 1)
         out, err, self.life = os.pipe(), os.pipe(), os.pipe()
         minder = os.getpid()
+        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # until the child may die of them: ignored ones would be lost
         self.engine = os.fork()
         if self.engine == 0:
             become_engine(minder, out[1], err[1], self.order, self.argv)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
         with suppress(PermissionError, ProcessLookupError):  # it was quicker, and has its group already
             os.setpgid(self.engine, self.engine)
         self.guard = os.fork()
@@ -391,7 +395,7 @@ def children() -> list[int]:
 def be_guard(group: int, life: tuple[int, int]) -> None:
     """Wait in the engine's group for the end of the minder, then end the group and this process with it."""
     try:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+        for number in ENDING:
             signal.signal(number, signal.SIG_IGN)
         os.setpgid(0, group)
         os.dup2(life[0], 0)
@@ -412,9 +416,10 @@ def become_engine(minder: int, out: int, err: int, order: dict[str, str], argv: 
         for source, target in ((nothing, 0), (out, 1), (err, 2)):
             os.dup2(source, target)
         os.closerange(3, _LAST_FD)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE):
+        for number in (*ENDING, signal.SIGPIPE):
             signal.signal(number, signal.SIG_DFL)
         confine(order)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
         os.execvp(argv[0], argv)  # noqa: S606 - replacing this process without a shell is the point
     except OSError as error:
         os.write(2, f"cannot run {argv[0]}: {error.strerror}\n".encode())
@@ -454,7 +459,7 @@ def main(words: list[str]) -> None:
     """`words`: the order as `key=value`, `--`, the engine's command line."""
     os.setsid()
     os.closerange(3, _LAST_FD)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE):
+    for number in (*ENDING, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     split = words.index("--")
     order = dict(word.split("=", 1) for word in words[:split])

@@ -22,6 +22,11 @@ _POOLING_NONE: Final = 0
 _WINDOW_PATTERNS: Final = {"gemma2": 2, "gemma3": 6, "gemma3n": 5, "cohere2": 4, "exaone4": 4, "gpt-oss": 2}
 """llama.cpp's own: of so many layers the last sees the whole context, the others the sliding window. Kinds that are
 not here, and say nothing in their header, are taken to see all of it."""
+FIGURE_MOST: Final = 1 << 32
+"""Of any count or length that a header tells: engines read them as 32 bits."""
+SHARDS_LIMIT: Final = 512
+NAME_CHARS: Final = 200
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SHARD: Final = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 
 
@@ -56,14 +61,15 @@ class ModelFile:
 
 def describe(path: Path) -> ModelFile:
     """Read and describe a model, all files of a split one. Raises `BadGguf`, or `OSError`."""
-    headers = [_header(shard) for shard in shards(path)]
-    tensors = [tensor for header in headers for tensor in header.tensors]
-    return replace(
-        described(headers[0]),
-        parameters=sum(header.parameters for header in headers),
-        tensor_bytes=sum(header.tensor_bytes for header in headers),
-        quantisation=_quantisation(tensors),
-    )
+    first, *others = shards(path)
+    header = _header(first)
+    model, weight = described(header), _weight(header.tensors)
+    parameters, tensor_bytes = header.parameters, header.tensor_bytes
+    for shard in others:  # one header in memory at a time
+        header = _header(shard)
+        parameters, tensor_bytes = parameters + header.parameters, tensor_bytes + header.tensor_bytes
+        weight.update(_weight(header.tensors))
+    return replace(model, parameters=parameters, tensor_bytes=tensor_bytes, quantisation=_heaviest(weight))
 
 
 def shards(path: Path) -> list[Path]:
@@ -72,6 +78,8 @@ def shards(path: Path) -> list[Path]:
         return [path]
     if int(hit[2]) != 1 or int(hit[3]) < 1:
         raise BadGguf(f"it is part {int(hit[2])} of a split model; name the first, {hit[1]}-00001-of-{hit[3]}.gguf")
+    if int(hit[3]) > SHARDS_LIMIT:
+        raise BadGguf(f"it is split into {int(hit[3])} parts; at most {SHARDS_LIMIT} are read")
     return [path.with_name(f"{hit[1]}-{number:05}-of-{hit[3]}.gguf") for number in range(1, int(hit[3]) + 1)]
 
 
@@ -86,14 +94,14 @@ def _header(path: Path) -> Gguf:
 
 def described(header: Gguf) -> ModelFile:
     """The description of a header."""
-    architecture = _text(header, "general.architecture") or "unknown"
+    architecture = _architecture(header)
     template = any(key.startswith("tokenizer.chat_template") for key in header.metadata)
     tokens = header.metadata.get("tokenizer.ggml.tokens")
     return ModelFile(
         architecture=architecture,
-        name=_text(header, "general.name"),
+        name=_name(header),
         parameters=header.parameters,
-        quantisation=_quantisation(header.tensors),
+        quantisation=_heaviest(_weight(header.tensors)),
         tensor_bytes=header.tensor_bytes,
         context_tokens=_whole(header, f"{architecture}.context_length"),
         embedding_length=_whole(header, f"{architecture}.embedding_length") or 0,
@@ -105,6 +113,18 @@ def described(header: Gguf) -> ModelFile:
     )
 
 
+def _architecture(header: Gguf) -> str:
+    told = header.metadata.get("general.architecture", "unknown")
+    if not isinstance(told, str) or not _NAME.fullmatch(told):
+        raise BadGguf("general.architecture is no name")
+    return told
+
+
+def _name(header: Gguf) -> str | None:
+    told = "".join(each if each.isprintable() else " " for each in (_text(header, "general.name") or "")[:NAME_CHARS])
+    return told.strip() or None
+
+
 def _text(header: Gguf, key: str) -> str | None:
     value = header.metadata.get(key)
     return value if isinstance(value, str) else None
@@ -112,13 +132,20 @@ def _text(header: Gguf, key: str) -> str | None:
 
 def _whole(header: Gguf, key: str) -> int | None:
     value = header.metadata.get(key)
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    return _figure(key, value) if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _figure(key: str, value: object) -> int:
+    """A count or length. Raises `BadGguf` for what cannot be one: an engine must not reckon with it."""
+    if not isinstance(value, int) or not 0 <= value <= FIGURE_MOST:
+        raise BadGguf(f"{key} is {str(value)[:40]}, which is no count")
+    return value
 
 
 def _largest(header: Gguf, key: str) -> int:
     value = header.metadata.get(key)
     if isinstance(value, Array):
-        return max((int(item) for item in value.items), default=0)
+        return max((_figure(key, item) for item in value.items), default=0)
     return _whole(header, key) or 0
 
 
@@ -126,7 +153,7 @@ def _each(header: Gguf, key: str, count: int, default: int) -> list[int]:
     """A figure a layer: given once for all, or as an array."""
     value = header.metadata.get(key)
     if isinstance(value, Array) and len(value.items) == count:
-        return [int(item) for item in value.items]
+        return [_figure(key, item) for item in value.items]
     return [_whole(header, key) or default] * count
 
 
@@ -153,11 +180,16 @@ def _windows(header: Gguf, architecture: str, count: int) -> list[int | None]:
     return [window if number % pattern < pattern - 1 else None for number in range(count)]
 
 
-def _quantisation(tensors: Iterable[Tensor]) -> str:
-    """The type that most bytes have: what people mean by the name of a quantised file."""
+def _weight(tensors: Iterable[Tensor]) -> Counter[str]:
+    """Bytes by type."""
     weight: Counter[str] = Counter()
     for tensor in tensors:
         weight[tensor.type_name] += tensor.size_bytes
+    return weight
+
+
+def _heaviest(weight: Counter[str]) -> str:
+    """The type that most bytes have: what people mean by the name of a quantised file."""
     return weight.most_common(1)[0][0] if weight else "none"
 
 

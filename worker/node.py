@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 from typing import Final
 
 from bus.connection import Bus
+from bus.kv import Bucket
 from bus.permissions import require_permissions
 from bus.topology import ensure
 from bus.watched import Tasks
@@ -23,6 +24,7 @@ from worker.devices import Devices
 from worker.engine import Engine
 from worker.enginespec import EngineBinary
 from worker.events import Events
+from worker.health import Health, Vital
 from worker.http import House, Pages
 from worker.inbox import Inbox
 from worker.library import Library
@@ -114,7 +116,7 @@ class Node:
         self._replies = Replies(bus, settings.node, self._tasks, self._clock)
         here = self._surroundings()
         in_use = InUse()
-        self._keeper = build_keeper(here, in_use, self._engine_changed)
+        self._keeper = build_keeper(here, in_use, self._engine_changed, self._offers_changed)
         self._serving = in_use.serving = build_serving(here, self._keeper, self._replies, self._changed)
         self._library = Library(
             here, self._keeper, labels=settings.own_labels(), changed=self._copies_changed, repair=self._ensure_topology
@@ -138,6 +140,7 @@ class Node:
             repair=self._ensure_topology,
         )
         self._pulse = Pulse(self._tick)
+        self._health = Health(self._vital())
         bus.on_session(self._session)
         bus.on_session(self._ensure_topology)
         bus.on_session(self._heartbeats.session)
@@ -166,6 +169,7 @@ class Node:
         stack.push_async_callback(server.stop, HTTP_GRACE_S)
         shown = f"[{host}]" if ":" in host else host
         self.http_url = self._maker.http = f"http://{shown}:{port}"
+        await self._library.peers.listens(host, port)
         await self._begin()
         self._pulse.start()
         stack.callback(self._pulse.stop)
@@ -174,11 +178,28 @@ class Node:
         stack.push_async_callback(self._inbox.stop)
         await self._library.start()
         stack.push_async_callback(self._library.stop)
+        self._tasks.start_vital("health", self._health.run())
 
     async def _begin(self) -> None:
         """The engines that are to be there from the start."""
         begun = self._tasks.start("begin", self._keeper.begin(self._found))
         await asyncio.wait({begun}, timeout=BEGIN_WAIT_S)
+
+    def _vital(self) -> Vital:
+        copies = Bucket(self._bus, self._bus.names.bucket_copies)
+
+        async def ask_bus() -> None:
+            await copies.get("health")
+
+        return Vital(
+            shelves=self._library.shelf,
+            beat=self._maker.beat,
+            connected=lambda: self._bus.connected,
+            ask_bus=ask_bus,
+            lag_s=lambda: self._pulse.lag_s,
+            dead=lambda: self.ended.result() if self.ended.done() and not self.ended.cancelled() else None,
+            memory_limit_bytes=self._settings.live_memory_limit_bytes,
+        )
 
     def _house(self) -> House:
         return House(
@@ -186,10 +207,10 @@ class Node:
             beat=self._maker.beat,
             metrics=self._metrics,
             keys=self._keys,
-            connected=lambda: self._bus.connected,
-            lag_s=lambda: self._pulse.lag_s,
+            health=self._health,
             clock=self._clock,
             fresh_id=fresh_id,
+            blobs=self._library.peers.page,
         )
 
     # -- what happens ------------------------------------------------------------------------------------------------
@@ -209,6 +230,9 @@ class Node:
         self._heartbeats.changed()
 
     def _copies_changed(self) -> None:
+        self._heartbeats.changed()
+
+    def _offers_changed(self) -> None:
         self._heartbeats.changed()
 
     def _changed(self, model: str) -> None:

@@ -63,7 +63,7 @@ class Rules:
 @dataclass(frozen=True, slots=True)
 class Parts:
     """What a keeper is made of. `on_change` hears of each change of an engine, also that it is no longer in the
-    keeper's `engines`; `tell(kind, **facts)` publishes an event."""
+    keeper's `engines`; `tell(kind, **facts)` publishes an event, `on_offers` hears that offers may be others."""
 
     catalogue: Catalogue
     maker: Maker
@@ -78,3 +78,4 @@ class Parts:
     on_change: Callable[[Engine], None]
     tell: Callable[..., Any]
     engine_sees_gpus: bool = False
+    on_offers: Callable[[], None] = lambda: None

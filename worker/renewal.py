@@ -1,64 +1,110 @@
 """Engines whose model has got other files or another profile: a new one takes over, the old one ends what it has.
 
-The new engine starts beside the old one where a plan allows it, and the old one serves until the new one is ready.
-Where there is no room for both, the old one goes first.
+| the new file                        | what is done                                                                   |
+|-------------------------------------|--------------------------------------------------------------------------------|
+| is being read, cannot be used, or   | nothing: the old engine serves                                                 |
+| failed to load a moment ago         |                                                                                |
+| fits beside the old engine          | an heir starts; once it is ready the old one takes nothing new, and ends idle  |
+| fits only in its place              | the old one goes first, as soon as it is idle, or has had `PATIENCE_S`         |
+| fits in neither way                 | nothing                                                                        |
+
+One engine of a model at a time, so that a model with several is never without.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Final
 
+from worker.cost import CPU_TIGHT
 from worker.kept import Kept, Origin
+from worker.loading import Needs
 from worker.parts import Parts
-from worker.plans import Fits, Need, Plan
+from worker.plans import Evict, Fits, Need, Plan
 from worker.roster import Roster
-from worker.wishes import Wishes
+from worker.wishes import PATIENT, Wishes
+
+log = logging.getLogger(__name__)
 
 GRACE_S: Final = 600.0
 """For what still runs in the old engine: an answer is not cut because a file is newer."""
+PATIENCE_S: Final = 30.0
+"""How long a busy engine whose place is needed serves new requests with the old file."""
 REASON: Final = "its model has other files or another profile now"
+
+PlanFor = Callable[[Kept, bool], Plan]
+"""What one more engine of the model would take if this one did not count, and with True, if its memory were free."""
 
 
 class Renewal:
-    """Asked at each pass of the keeper. `plan` says what one more engine of a model would take."""
+    """Asked at each pass of the keeper."""
 
-    def __init__(self, parts: Parts, roster: Roster, wishes: Wishes, plan: Callable[[str], Plan]) -> None:
+    def __init__(self, parts: Parts, roster: Roster, wishes: Wishes, plan: PlanFor) -> None:
         self._parts = parts
         self._roster = roster
         self._wishes = wishes
         self._plan = plan
+        self._since: dict[str, float] = {}
+        self._heirs: dict[str, str] = {}
+        self._owed: set[str] = set()
 
     def look(self) -> None:
         """Do the next step for each engine that is not what it would be made as today."""
-        for each in tuple(self._roster.kept.values()):
-            if each.going is None and self._stale(each):
-                self._step(each)
+        stale = [each for each in self._roster.kept.values() if each.going is None and self._stale(each)]
+        for engine_id in set(self._since).difference(each.engine_id for each in stale):
+            del self._since[engine_id]
+            self._heirs.pop(engine_id, None)
+        for each in stale:
+            self._step(each)
 
     def _stale(self, kept: Kept) -> bool:
         entry = self._parts.catalogue.entry(kept.model)
         return entry is not None and self._parts.maker.spec(entry, kept.devices) != kept.engine.spec
 
     def _step(self, old: Kept) -> None:
-        fresh = [each for each in self._roster.of(old.model) if each.going is None and not self._stale(each)]
-        if any(each.engine.state == "ready" for each in fresh):
-            self._go(old)
-        elif not fresh:
-            plan = self._plan(old.model) if old.engine.state == "ready" else None
-            if isinstance(plan, Fits):
-                self._roster.add(old.model, plan.devices, plan.need or Need(0), _origin(old))
-            elif old.engine.state != "ready" or self._readable(old):
-                self._go(old)
-                now = self._parts.clock()
-                self._wishes.put(old.model, _origin(old), now, now)
+        if old.engine_id not in self._since:
+            self._since[old.engine_id] = self._parts.clock()
+            log.info("engine_stale", extra={"event": "engine_stale", "engine": old.engine_id, "model": old.model})
+        heir = self._roster.kept.get(self._heirs.get(old.engine_id, ""))
+        if heir is not None and heir.going is None:
+            if heir.engine.state == "ready":
+                self._roster.go(old, REASON, "user-requested", grace_s=GRACE_S)
+        elif self._usable(old) and not self._moving(old):
+            self._replace(old)
 
-    def _readable(self, old: Kept) -> bool:
+    def _usable(self, old: Kept) -> bool:
         """Whether the new file is known to be one that an engine can load: else the old engine is kept."""
-        needs = self._parts.needs
-        return any(not isinstance(needs.of(old.model, kind), str | None) for kind in ("gpu", "cpu"))
+        needs, bars = self._parts.needs, self._parts.bars
+        readable = any(isinstance(needs.of(old.model, kind), Needs) for kind in ("gpu", "cpu"))
+        return readable and not any(bars.of(old.model, device) for device in old.devices)
 
-    def _go(self, old: Kept) -> None:
-        self._roster.go(old, REASON, "user-requested", grace_s=GRACE_S)
+    def _moving(self, old: Kept) -> bool:
+        """Whether another engine of the model comes or goes, or one is to come in the place of one that went."""
+        if old.model in self._owed and self._wishes.of(old.model) is not None:
+            return True
+        self._owed.discard(old.model)
+        others = (each for each in self._roster.of(old.model) if each is not old)
+        return any(each.going is not None or each.on_its_way for each in others)
+
+    def _replace(self, old: Kept) -> None:
+        plan = self._plan(old, False) if old.engine.state == "ready" else None
+        if isinstance(plan, Fits) and plan.cost != CPU_TIGHT:
+            heir = self._roster.add(old.model, plan.devices, plan.need or Need(0), _origin(old))
+            self._heirs[old.engine_id] = heir.engine_id
+        elif self._in_its_place(old):
+            self._roster.go(old, REASON, "user-requested", grace_s=GRACE_S)
+            now = self._parts.clock()
+            self._wishes.put(old.model, _origin(old), now, now)
+            self._owed.add(old.model)
+
+    def _in_its_place(self, old: Kept) -> bool:
+        """Whether the old engine is to go first."""
+        waited_s = self._parts.clock() - self._since[old.engine_id]
+        if self._parts.counter.usage.busy(old.engine_id) and waited_s < PATIENCE_S:
+            return False
+        plan = self._plan(old, True)
+        return isinstance(plan, Fits) or (isinstance(plan, Evict) and _origin(old) not in PATIENT)
 
 
 def _origin(old: Kept) -> Origin:

@@ -27,6 +27,8 @@ class Roster:
     def __init__(self, parts: Parts, poke: Callable[[], None]) -> None:
         self.kept: dict[str, Kept] = {}
         self.engines: dict[str, Engine] = {}
+        self.reserved: set[str] = set()
+        """Ids of engines that run and may yet be taken over."""
         self.closed = False
         self._parts = parts
         self._poke = poke
@@ -80,9 +82,9 @@ class Roster:
 
     def _free_id(self) -> str:
         number = 0
-        while f"engine-{number}" in self.kept:
+        while (name := f"engine-{number}") in self.kept or name in self.reserved:
             number += 1
-        return f"engine-{number}"
+        return name
 
     def launch(self) -> None:
         """Start those whose place is free, as many at once as the rules allow."""

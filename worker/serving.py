@@ -59,7 +59,14 @@ class Serving:
         self.appetite = Appetite()
         grounds = Grounds(engines, self.slots, self.appetite)
         self.starts = Starts(
-            bus, node, grounds, tasks=tasks, clock=clock, on_change=on_change, spill_after_s=spill_after_s
+            bus,
+            node,
+            grounds,
+            tasks=tasks,
+            clock=clock,
+            on_change=on_change,
+            on_denied=metrics.lease_denied,
+            spill_after_s=spill_after_s,
         )
         self.idle = asyncio.Event()
         """Set while nothing runs here."""

@@ -16,13 +16,15 @@ from bus.settings import NatsSettings, environment_of
 from schemas.config import load, words
 from schemas.demand import SPILL_AFTER_S
 from schemas.errors import InvalidName
-from schemas.subjects import check_model_id, check_node_id
+from schemas.subjects import LABEL_NODE, LABEL_REGION, check_model_id, check_node_id
 from web.address import split_address
 from web.keys import Keyring, keys_for
 from worker.accelerators.choice import AcceleratorSettings
 from worker.accelerators.shares import MEMORY_ALIGN_BYTES, amount
+from worker.desired.settings import DesiredSettings
 from worker.enginespec import EngineSettings, FlagValue
 from worker.limits import EngineLimits, LimitSettings
+from worker.peers.settings import PeerSettings
 from worker.room import MemoryCheck
 from worker.scopes import StatisticsSettings
 from worker.store.settings import StoreSettings
@@ -91,6 +93,9 @@ class HttpSettings(Group):
     """One key a line: `key`, `name:key` or `name:sha256:<hex>`; `#` begins a comment."""
     body_bytes: int = Field(default=8 << 20, gt=0)
     """Largest request body, 413."""
+    advertise: str | None = Field(default=None, pattern=r"^http://[A-Za-z0-9.:\[\]_-]+(?:/[!-~]*)?$")
+    """Where other nodes reach this HTTP, as `http://HOST:PORT`. Unset: the address that is listened on; if that is all
+    of them, the one on the way to NATS."""
 
     @field_validator("listen")
     @classmethod
@@ -171,15 +176,23 @@ class WorkerSettings(Group):
     """Tell `/metrics` also under the names that Backend.AI's dashboards know."""
     downloads: DownloadSettings = Field(default_factory=DownloadSettings)
     """How models come to this node."""
+    desired: DesiredSettings = Field(default_factory=DesiredSettings)
+    """How the records of desired state are followed."""
     store: StoreSettings = Field(default_factory=StoreSettings)
     """Where models are kept, and how much of the disk they may have."""
+    peers: PeerSettings = Field(default_factory=PeerSettings)
+    """How nodes take files from each other, so that a source is asked once."""
     secrets: dict[str, Path] = Field(default_factory=dict[str, Path])
     """Files for the credentials that tasks call `secret:NAME`. Unset: `secrets/NAME` in the node's state folder."""
     labels: dict[str, str] = Field(default_factory=dict[str, str])
-    """What selectors of models ask for, beside `puna.node` and `puna.region`, which every node has."""
+    """What selectors of models ask for, beside those that every node has: `puna.node`, `puna.region`, `puna.shape`
+    (`GPU.A100.4`), `puna.backend` (`cuda`… or `cpu`), `puna.arch`, and `model.NAME` with the state of each copy."""
     region: str | None = None
     state_dir: Path | None = None
     """Unset: a folder of this node's own under the user's state folder."""
+    live_memory_limit_bytes: int | None = Field(default=None, ge=64 << 20)
+    """Main memory of the worker's own process, above which `/livez` says that it should be started again. Unset: none.
+    """
     drain_s: float = Field(default=30.0, ge=0)
     """On SIGTERM: how long running requests may take to end."""
     log: LogSettings = Field(default_factory=LogSettings)
@@ -233,7 +246,7 @@ class WorkerSettings(Group):
 
     def own_labels(self) -> dict[str, str]:
         """All labels of this node but those that tell of its copies."""
-        built_in = {"puna.node": self.node} | ({"puna.region": self.region} if self.region else {})
+        built_in = {LABEL_NODE: self.node} | ({LABEL_REGION: self.region} if self.region else {})
         return self.labels | built_in
 
     @property

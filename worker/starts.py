@@ -54,7 +54,8 @@ class Grounds:
 
 
 class Starts:
-    """Owner of this node's part in the leases. `on_change(model)` is called when an answer came."""
+    """Owner of this node's part in the leases. `on_change(model)` is called when an answer came,
+    `on_denied(model)` before it when another node has the lease."""
 
     def __init__(
         self,
@@ -65,6 +66,7 @@ class Starts:
         tasks: Tasks,
         clock: Callable[[], float],
         on_change: Callable[[str], None],
+        on_denied: Callable[[str], None] = lambda _: None,
         spill_after_s: float = SPILL_AFTER_S,
     ) -> None:
         self._bus = bus
@@ -73,6 +75,7 @@ class Starts:
         self._tasks = tasks
         self._clock = clock
         self._on_change = on_change
+        self._on_denied = on_denied
         self._spill_after_s = spill_after_s
         self._bucket = Bucket(bus, bus.names.bucket_leases)
         self._asking: set[str] = set()
@@ -130,6 +133,7 @@ class Starts:
                 revision = await self._bucket.create(key, value, ttl_s=self._spill_after_s)
             except WrongRevision:
                 log.info("start_lease", extra=facts | {"granted": False})
+                self._on_denied(model)
                 return _Lease(self._clock() + await self._denied_s(model))
         except PunaError as error:
             log.warning("start_lease", extra=facts | {"granted": False, "reason": error.message})

@@ -14,7 +14,7 @@ from worker.engine import Engine
 from worker.gauges import Sights
 from worker.metrics import Metrics
 from worker.settings import WorkerSettings
-from worker.usage import Sources, Usage, Watched
+from worker.usage import Sources, Traffic, Usage, Watched
 
 
 class Statistics:
@@ -28,12 +28,17 @@ class Statistics:
         metrics: Metrics,
         engines: Callable[[], Mapping[str, Engine]],
         on_abuse: Callable[[str, str], None],
+        traffic: Callable[[], Traffic | None] = lambda: None,
     ) -> None:
         self._settings = settings
         self._engines = engines
         self._metrics = metrics
         sources = Sources(
-            self._watched, self._places(), confines.figures, lambda engine: confines.scratch_size(engine).size_bytes
+            self._watched,
+            self._places(),
+            confines.figures,
+            lambda engine: confines.scratch_size(engine).size_bytes,
+            traffic,
         )
         self.usage = Usage(settings.statistics, sources, metrics)
         self._watchman = Watchman(sources, settings.limits_of, on_abuse, interval_s=settings.limits.scratch_check_s)

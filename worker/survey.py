@@ -71,7 +71,8 @@ class Survey:
         plan, entry = self.plan(model, OFFER_WAITED_S, census=census), self.catalogue.entry(model)
         load_s = self.load_seconds(entry) if entry is not None else None
         if not isinstance(plan, Fits | Evict):
-            return Offer(model=model, reason=plan.reason, needed_bytes=self._best_need(model), load_seconds=load_s)
+            never, need = isinstance(plan, Cannot), self._best_need(model)
+            return Offer(model=model, never=never, reason=plan.reason, needed_bytes=need, load_seconds=load_s)
         return Offer(
             model=model,
             cost=plan.cost,

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 
+from bus.connection import Bus
 from schemas.node import Heartbeat
 from worker.control import Control, Reach
 from worker.facts import NodeFacts
+from worker.gauges import Logs
 from worker.heartbeat import HeartbeatMaker, Heartbeats
 from worker.keeper import Keeper
 from worker.lifecycle import Lifecycle
@@ -15,6 +17,7 @@ from worker.metrics import Present
 from worker.serving import Serving
 from worker.statistics import Statistics
 from worker.surroundings import Surroundings, puna_version
+from worker.usage import Traffic
 
 
 class Telling:
@@ -33,8 +36,11 @@ class Telling:
         settings, bus, metrics = here.settings, here.bus, here.metrics
         self._here = here
         self._keeper = keeper
-        self._statistics = Statistics(settings, here.confines, metrics, lambda: keeper.engines, self._abused)
-        self._lifecycle = Lifecycle(settings.state_folder, lambda: keeper.engines.values())
+        self._statistics = Statistics(
+            settings, here.confines, metrics, lambda: keeper.engines, self._abused, lambda: _traffic(bus)
+        )
+        metrics.add(Logs(lambda: keeper.engines.values()))
+        self._lifecycle = Lifecycle(settings.state_folder, lambda: keeper.engines.values(), metrics)
         counts = serving.slots.by_model
         metrics.add(Present(counts, lambda: len(serving.waiting), lambda: bus.connected))
         facts = NodeFacts(settings, here.devices, keeper, serving, self._statistics.usage)
@@ -66,3 +72,7 @@ class Telling:
             metrics.abuses.labels(metrics.model(model)).inc()
             self._here.events.tell("engine_abuse", engine=engine_id, model=model, reason=reason)
             self._here.tasks.start(f"restart {engine_id}", engine.restart())
+
+
+def _traffic(bus: Bus) -> Traffic:
+    return Traffic(bus.traffic.received_bytes, bus.traffic.sent_bytes)

@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -21,12 +20,14 @@ from typing import Annotated, Final
 
 import typer
 
+from bench.download.machine import machine
+from bench.download.serving import serving
+from bench.download.single import GROWTH_LIMIT_BYTES, alone
 from bench.processes import measured_in
 
 MB: Final = 1_000_000
 BLOCK: Final = 1 << 20
 TARGET: Final = 0.8
-GROWTH_LIMIT_BYTES: Final = 64 << 20
 
 Sizes = Annotated[str, typer.Option(help="Of the files, in MB, with commas.")]
 Rounds = Annotated[int, typer.Option(help="How often each is done.", min=1)]
@@ -66,27 +67,23 @@ def throughput(sizes: Sizes = "100,1000", rounds: Rounds = 5, folder: Folder = N
         raise typer.BadParameter("there is no curl on this machine")
     with measured_in(folder) as work:
         found = [_measured(curl, work, int(size), rounds) for size in sizes.split(",")]
+        facts = machine(work)
     if as_json:
         print(json.dumps([asdict(each) for each in found]))
     else:
-        print("\n".join(_line(each) for each in found))
+        print("\n".join([*(_line(each) for each in found), facts]))
     if any(each.growth_mib > GROWTH_LIMIT_BYTES >> 20 for each in found):
         raise typer.Exit(1)
 
 
 def _measured(curl: str, work: Path, megabytes: int, rounds: int) -> Figures:
     file, sha256 = _content(work, megabytes)
-    server = subprocess.Popen(
-        [sys.executable, "-m", "bench.download.files", str(file)], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert server.stdout is not None
-        url = f"http://127.0.0.1:{int(server.stdout.readline())}/model.gguf"
-        return _figures(megabytes, [_round(curl, url, file.stat().st_size, sha256, work) for _ in range(rounds)])
-    finally:
-        server.kill()
-        server.wait()
-        file.unlink()
+    with serving(file) as url:
+        rounds_ = [
+            _round(curl, url, file.stat().st_size, sha256, work, puna_first=bool(at % 2)) for at in range(rounds)
+        ]
+    file.unlink()
+    return _figures(megabytes, rounds_)
 
 
 def _content(work: Path, megabytes: int) -> tuple[Path, str]:
@@ -101,8 +98,15 @@ def _content(work: Path, megabytes: int) -> tuple[Path, str]:
     return path, digest.hexdigest()
 
 
-def _round(curl: str, url: str, size: int, sha256: str, work: Path) -> Round:
-    place = work / "got"
+def _round(curl: str, url: str, size: int, sha256: str, work: Path, *, puna_first: bool) -> Round:
+    """Who goes first changes from round to round."""
+    told = alone(url, size, sha256, work) if puna_first else None
+    curl_s, synced_s = _by_curl(curl, url, work / "got")
+    told = told or alone(url, size, sha256, work)
+    return Round(curl_s, synced_s, told["seconds"], told["cpu_s"], told["growth_bytes"])
+
+
+def _by_curl(curl: str, url: str, place: Path) -> tuple[float, float]:
     began = time.perf_counter()
     subprocess.run([curl, "-s", "-o", place, url], check=True)
     curl_s = time.perf_counter() - began
@@ -110,11 +114,7 @@ def _round(curl: str, url: str, size: int, sha256: str, work: Path) -> Round:
         os.fdatasync(file.fileno())
     synced_s = time.perf_counter() - began
     place.unlink()
-    argv = [sys.executable, "-m", "bench.download.single", url, str(size), sha256, str(work)]
-    told = json.loads(subprocess.run(argv, check=True, capture_output=True, text=True).stdout)
-    (work / "data").unlink()
-    (work / "journal").unlink()
-    return Round(curl_s, synced_s, told["seconds"], told["cpu_s"], told["growth_bytes"])
+    return curl_s, synced_s
 
 
 def _figures(megabytes: int, rounds: Sequence[Round]) -> Figures:
@@ -131,9 +131,9 @@ def _figures(megabytes: int, rounds: Sequence[Round]) -> Figures:
 
 
 def _line(found: Figures) -> str:
-    met = "" if found.to_synced >= TARGET else f"   below {TARGET}"
+    met = "" if found.to_curl >= TARGET else f"   below {TARGET}"
     return (
         f"{found.megabytes} MB: curl {found.curl_mb_per_s:.0f} MB/s, synced {found.synced_mb_per_s:.0f} · "
-        f"puna, checked and synced {found.puna_mb_per_s:.0f} = {found.to_synced:.2f} of synced, "
-        f"{found.to_curl:.2f} of plain · {found.cpu_s_per_gb:.2f} CPU s/GB · memory +{found.growth_mib:.0f} MiB{met}"
+        f"puna, checked and synced {found.puna_mb_per_s:.0f} = {found.to_curl:.2f} of curl, {found.to_synced:.2f} of "
+        f"synced · {found.cpu_s_per_gb:.2f} CPU s/GB · memory +{found.growth_mib:.0f} MiB{met}"
     )

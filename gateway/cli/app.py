@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from gateway.cli import commands
+from gateway.cli import commands, modelcommands
 from gateway.cli.exits import FAILURE, INTERRUPTED, MEANINGS, OK, USAGE, CliError
 from gateway.cli.options import ApiKey, Gateway, Nats, Output, Watch, format_of, target_of
 
@@ -213,3 +213,4 @@ def _list(listing: Listing, target: Target, output: str, watch: bool) -> None:
 
 
 commands.add_to(app)
+modelcommands.add_to(app)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from gateway.cli.nodes import NodeSource, source
+from gateway.cli.nodes import NodeSource, Seen, source
 from gateway.cli.tables import (
     ENGINE_COLUMNS,
     ENGINE_WIDE,
@@ -25,7 +25,7 @@ from gateway.cli.tables import (
     table,
 )
 from gateway.cli.target import Target
-from schemas.node import Heartbeat
+from schemas.model import CopyRecord
 
 _WATCH_EACH_S: Final = 1.0
 
@@ -34,25 +34,43 @@ _WATCH_EACH_S: Final = 1.0
 class Listing:
     """One kind of list: its rows, its columns, and the data behind them."""
 
-    rows: Callable[[Sequence[Heartbeat]], list[Row]]
+    rows: Callable[[Seen], list[Row]]
     columns: tuple[str, ...]
     wide: tuple[str, ...]
-    data: Callable[[Sequence[Heartbeat]], Any]
+    data: Callable[[Seen], Any]
     empty: str
 
 
-def _engines(nodes: Sequence[Heartbeat]) -> list[dict[str, Any]]:
-    return [{"node": node.node, **engine.model_dump(mode="json")} for node in nodes for engine in node.engines]
+def _engines(seen: Seen) -> list[dict[str, Any]]:
+    engines = [{"node": node.node, **engine.model_dump(mode="json")} for node in seen.beats for engine in node.engines]
+    return [*engines, *({"engine": None, **_copy(copy)} for copy in seen.coming)]
 
 
-def _whole(nodes: Sequence[Heartbeat]) -> list[dict[str, Any]]:
-    return [node.model_dump(mode="json") for node in nodes]
+def _copy(copy: CopyRecord) -> dict[str, Any]:
+    return copy.model_dump(mode="json", exclude_none=True, exclude={"config"})
+
+
+def _whole(seen: Seen) -> list[dict[str, Any]]:
+    return [node.model_dump(mode="json") for node in seen.beats]
+
+
+def _models(seen: Seen) -> list[dict[str, Any]]:
+    """As `/v1/models` has them, and under the names of the table."""
+    return [{**entry, "model": entry["id"]} for entry in seen.models]
 
 
 _NONE: Final = "no node has joined this fleet; start one with `puna worker --nats URL`, or a whole fleet with `puna up`"
-ENGINES: Final = Listing(engine_rows, ENGINE_COLUMNS, ENGINE_WIDE, _engines, _NONE)
-NODES: Final = Listing(node_rows, NODE_COLUMNS, NODE_WIDE, _whole, _NONE)
-MODELS: Final = Listing(model_rows, MODEL_COLUMNS, MODEL_WIDE, model_rows, "no node serves a model yet; see `puna ps`")
+ENGINES: Final = Listing(
+    lambda seen: engine_rows(seen.beats, coming=seen.coming), ENGINE_COLUMNS, ENGINE_WIDE, _engines, _NONE
+)
+NODES: Final = Listing(lambda seen: node_rows(seen.beats), NODE_COLUMNS, NODE_WIDE, _whole, _NONE)
+MODELS: Final = Listing(
+    lambda seen: model_rows(seen.models),
+    MODEL_COLUMNS,
+    MODEL_WIDE,
+    _models,
+    "there is no model yet; `puna pull` fetches one",
+)
 
 
 async def run_listing(
@@ -68,12 +86,12 @@ async def run_listing(
             await _repeated(listing, nodes, how, tell)
 
 
-def _print(listing: Listing, beats: list[Heartbeat], how: Format, tell: Callable[[str], None]) -> None:
-    rows = listing.rows(beats)
+def _print(listing: Listing, seen: Seen, how: Format, tell: Callable[[str], None]) -> None:
+    rows = listing.rows(seen)
     if not rows and how in (Format.TABLE, Format.WIDE):
         tell(listing.empty)
         return
-    show(listing.data(beats), rows, listing.columns, listing.wide, how)
+    show(listing.data(seen), rows, listing.columns, listing.wide, how)
 
 
 async def _live(listing: Listing, nodes: NodeSource, how: Format) -> None:
@@ -90,8 +108,8 @@ async def _repeated(listing: Listing, nodes: NodeSource, how: Format, tell: Call
     """Where there is no terminal: the whole list again whenever it has changed."""
     before: object = None
     while True:
-        beats = await nodes.read()
-        if (now := listing.data(beats)) != before:
+        seen = await nodes.read()
+        if (now := listing.data(seen)) != before:
             before = now
-            _print(listing, beats, how, tell)
+            _print(listing, seen, how, tell)
         await asyncio.sleep(_WATCH_EACH_S)

@@ -1,14 +1,17 @@
-"""The fleet's heartbeats: from NATS, the truth even where no gateway runs, or through a gateway if one is named."""
+"""What the lists show: the fleet's heartbeats, models and copies; from NATS, the truth even where no gateway runs, or
+through a gateway if one is named."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
 
 from gateway.cli.httpclient import GatewayHttp
 from gateway.cli.target import Target
+from schemas.model import CopyRecord
 from schemas.node import Heartbeat
 
 if TYPE_CHECKING:
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
 
 CONNECT_S: Final = 5.0
 _GONE: Final = "gone"
+COMING_STATES: Final = frozenset(("Pending", "Downloading", "Verifying", "Updating", "Failed", "Deleting"))
+"""Of copies that are shown beside engines: something happens to them, or should."""
 
 
 @asynccontextmanager
@@ -43,34 +48,62 @@ async def source(target: Target) -> AsyncGenerator[NodeSource]:
             yield NodeSource(bus, None)
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The fleet at one moment. `models` are entries of `/v1/models`."""
+
+    beats: Sequence[Heartbeat] = ()
+    models: Sequence[dict[str, Any]] = ()
+    coming: Sequence[CopyRecord] = field(default=())
+    """Copies that are not whole yet, or are being renewed."""
+
+
 class NodeSource:
-    """Reads the heartbeats of the nodes that live, as often as asked."""
+    """Reads the nodes that live, and the models, as often as asked."""
 
     def __init__(self, bus: Bus | None, gateway: GatewayHttp | None) -> None:
         self._bus, self._gateway = bus, gateway
 
-    async def read(self) -> list[Heartbeat]:
-        """By name. A fleet that never had a node has none."""
+    async def read(self) -> Seen:
+        """By name. A fleet that never had a node has nothing."""
         if self._gateway is not None:
-            items = self._gateway.get("/v1/nodes")["data"]
-            return [Heartbeat.model_validate(item) for item in items if item.get("state") != _GONE]
-        return await read_nodes(self._bus) if self._bus is not None else []
+            return _through(self._gateway)
+        return await _direct(self._bus) if self._bus is not None else Seen()
+
+
+def _through(gateway: GatewayHttp) -> Seen:
+    items = gateway.get("/v1/nodes")["data"]
+    models: list[dict[str, Any]] = gateway.get("/v1/models")["data"]
+    coming: list[CopyRecord] = []
+    for model in models:
+        if _unsettled(model):
+            each = gateway.get(f"/v1/models/{model['id']}")["copies"]["each"]
+            coming += [CopyRecord.model_validate({"model": model["id"], **one}) for one in each if one["node_lives"]]
+    beats = [Heartbeat.model_validate(item) for item in items if item.get("state") != _GONE]
+    return Seen(beats, models, [copy for copy in coming if copy.state in COMING_STATES])
+
+
+def _unsettled(model: Mapping[str, Any]) -> bool:
+    copies: Mapping[str, Any] = model.get("copies") or {}
+    return bool(copies.get("coming") or copies.get("failed"))
+
+
+async def _direct(bus: Bus) -> Seen:
+    from gateway import models
+    from gateway.cli.records import read_moment
+
+    moment = await read_moment(bus)
+    beats = [one.beat for _, one in sorted(moment.fleet.nodes.items())]
+    here = [one.copy for stored in moment.shelf.models.values() for one in stored.copies.values()]
+    coming = [copy for copy in here if copy.state in COMING_STATES and copy.node in moment.fleet.nodes]
+    return Seen(beats, models.listing(moment)["data"], coming)
 
 
 async def read_nodes(bus: Bus) -> list[Heartbeat]:
     """The last heartbeat of each node that lives, by name."""
-    from bus.errors import JetStreamError
-    from bus.kv import Bucket
-    from bus.topology import STREAM_NOT_FOUND
+    from gateway.cli.records import entries
 
-    bucket = Bucket(bus, bus.names.bucket_nodes)
-    try:
-        await bus.js_api(f"STREAM.INFO.{bucket.stream}")
-    except JetStreamError as error:
-        if error.err_code == STREAM_NOT_FOUND:
-            return []  # no node has ever joined
-        raise
-    return from_snapshot(await bucket.entries())
+    return from_snapshot(await entries(bus, bus.names.bucket_nodes))
 
 
 def from_snapshot(entries: Mapping[str, Entry]) -> list[Heartbeat]:

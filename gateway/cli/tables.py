@@ -6,10 +6,13 @@ import json
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from gateway.cli.amounts import bytes_text, count_text, left_text, seconds_text
+from gateway.cli.copies import copy_text
+from schemas.model import CopyRecord
 from schemas.node import Device, Engine, Heartbeat, Offer, Share
 
 if TYPE_CHECKING:
@@ -23,6 +26,21 @@ _STYLES = {"ready": "green", "starting": "yellow", "stopping": "yellow", "crashe
     "fail": "red",
     "silent": "red",
     "cold": "dim",
+    "downloading": "yellow",
+    "verifying": "yellow",
+    "updating": "yellow",
+    "pending": "yellow",
+    "wanted": "yellow",
+    "loading": "yellow",
+    "deleting": "yellow",
+    "running": "yellow",
+    "retrying": "yellow",
+    "failed": "red",
+    "dead": "red",
+    "unavailable": "red",
+    "away": "red",
+    "done": "green",
+    "deleted": "green",
 }
 
 
@@ -39,20 +57,27 @@ ENGINE_COLUMNS = ("node", "model", "engine", "device", "state", "slots", "memory
 ENGINE_WIDE = (*ENGINE_COLUMNS, "pid", "context", "load s")
 NODE_COLUMNS = ("node", "state", "devices", "models", "slots", "since")
 NODE_WIDE = (*NODE_COLUMNS, "shares", "version", "arch", "memory free", "waiting", "done", "failed", "http", "pid")
-MODEL_COLUMNS = ("model", "state", "nodes", "slots")
-MODEL_WIDE = (*MODEL_COLUMNS, "context", "parameters", "size")
+MODEL_COLUMNS = ("model", "state", "size", "quant", "copies", "nodes", "slots", "source")
+MODEL_WIDE = (*MODEL_COLUMNS, "context", "parameters", "architecture", "can", "record")
 
 
-def engine_rows(nodes: Iterable[Heartbeat], now: float | None = None) -> list[Row]:
-    """One row an engine, and one for each model that a node could start; a node that has neither says so."""
+def engine_rows(nodes: Iterable[Heartbeat], now: float | None = None, coming: Iterable[CopyRecord] = ()) -> list[Row]:
+    """One row an engine, one for each copy that is on its way, and one for each model that a node could start; a node
+    that has none of them says so."""
     now = time.time() if now is None else now
+    copies: defaultdict[str, list[CopyRecord]] = defaultdict(list)
+    for copy in coming:
+        copies[copy.node].append(copy)
     rows: list[Row] = []
     for node in nodes:
         rows += [_engine_row(node, engine, now) for engine in node.engines]
+        rows += [copy_row(copy, now) for copy in copies[node.node]]
         cold = [offer for offer in node.offers if all(engine.model != offer.model for engine in node.engines)]
         rows += [_cold_row(node, offer) for offer in cold]
-        if not node.engines and not cold:
-            rows.append({"node": node.node, "model": "-", "state": "no engine", "since": _ago(now - node.started_at)})
+        if not node.engines and not cold and not copies[node.node]:
+            rows.append(
+                {"node": node.node, "model": "-", "state": "no engine", "since": seconds_text(now - node.started_at)}
+            )
     return rows
 
 
@@ -63,7 +88,7 @@ def _engine_row(node: Heartbeat, engine: Engine, now: float) -> Row:
         "device": ",".join(engine.devices),
         "state": state_of(engine, now),
         "slots": f"{engine.slots_busy}/{engine.slots_total}",
-        "since": _ago(now - engine.since),
+        "since": seconds_text(now - engine.since),
         "engine": engine.engine,
         "memory": bytes_shown(engine.memory_measured_bytes or engine.memory_planned_bytes),
         "marks": ", ".join(marks_of(engine)),
@@ -104,7 +129,7 @@ def state_of(engine: Engine, now: float) -> str:
     if engine.progress is not None and engine.state == "starting":
         more.append(f"{engine.progress:.0%}")
     if engine.next_retry_at is not None:
-        more.append(f"next try in {_ago(max(0.0, engine.next_retry_at - now))}")
+        more.append(f"next try in {seconds_text(max(0.0, engine.next_retry_at - now))}")
     return f"{engine.state}: {', '.join(more)}" if more else engine.state
 
 
@@ -118,11 +143,11 @@ def node_rows(nodes: Iterable[Heartbeat], now: float | None = None) -> list[Row]
             "devices": ", ".join(_device(device) for device in node.devices),
             "models": ", ".join(sorted({engine.model for engine in node.engines})) or "-",
             "slots": f"{sum(e.slots_busy for e in node.engines)}/{sum(e.slots_total for e in node.engines)}",
-            "since": _ago(now - node.started_at),
+            "since": seconds_text(now - node.started_at),
             "shares": ", ".join(_share(kind, share) for kind, share in node.shares.items()),
             "version": node.version,
             "arch": node.architecture,
-            "memory free": ", ".join(_bytes(device.memory_free_bytes) for device in node.devices),
+            "memory free": ", ".join(bytes_text(device.memory_free_bytes) for device in node.devices),
             "waiting": node.pressure.waiting,
             "done": node.pressure.completed_total,
             "failed": node.pressure.failed_total,
@@ -140,40 +165,62 @@ def _device(device: Device) -> str:
 def _share(kind: str, share: Share) -> str:
     """What is available of what there is: `cuda.mem 10.2 GB/24.0 GB`, `cpu 3/8`."""
     if kind.split(".")[-1] == "mem":
-        return f"{kind} {_bytes(int(share.available))}/{_bytes(int(share.total))}"
+        return f"{kind} {bytes_text(int(share.available))}/{bytes_text(int(share.total))}"
     return f"{kind} {share.available:f}/{share.total:f}"
 
 
-def model_rows(nodes: Iterable[Heartbeat]) -> list[Row]:
-    """One row a model, over all nodes; a model without an engine is cold, on the disk of the nodes named."""
-    engines: defaultdict[str, list[tuple[str, Engine]]] = defaultdict(list)
-    disks: defaultdict[str, list[str]] = defaultdict(list)
-    for node in nodes:
-        for engine in node.engines:
-            engines[engine.model].append((node.node, engine))
-        for offer in node.offers:
-            disks[offer.model].append(node.node)
-    rows = [_model_row(model, held) for model, held in engines.items()]
-    rows += [
-        {"model": model, "state": "cold", "nodes": ", ".join(sorted(on)), "slots": "0/0"}
-        for model, on in disks.items()
-        if model not in engines
-    ]
-    return sorted(rows, key=lambda row: str(row["model"]))
-
-
-def _model_row(model: str, held: Sequence[tuple[str, Engine]]) -> Row:
-    ready = [engine for _, engine in held if engine.state == "ready"]
-    about = (ready or [engine for _, engine in held])[0].capabilities
+def copy_row(copy: CopyRecord, now: float) -> Row:
+    """A model's files on their way to a node, with a bar, the speed and the time that it will still take."""
+    total = copy.size_bytes or copy.progress.bytes_total
     return {
-        "model": model,
-        "state": "ready" if ready else held[0][1].state,
-        "nodes": ", ".join(sorted({node for node, _ in held})),
-        "slots": f"{sum(e.slots_busy for e in ready)}/{sum(e.slots_total for e in ready)}",
-        "context": about.context_tokens,
-        "parameters": about.parameters,
-        "size": None if about.size_bytes is None else _bytes(about.size_bytes),
+        "node": copy.node,
+        "model": copy.model,
+        "state": copy_text(copy, now, cells=10),
+        "memory": None,
+        "since": seconds_text(now - copy.since),
+        "size": bytes_shown(total),
     }
+
+
+def model_rows(entries: Iterable[Mapping[str, Any]]) -> list[Row]:
+    """One row a model, out of what `/v1/models` says of it."""
+    return [_model_row(entry) for entry in entries]
+
+
+def _model_row(entry: Mapping[str, Any]) -> Row:
+    about, copies, puna = entry["meta"], entry["copies"], entry["puna"]
+    size = entry["size_bytes"] or about["size"]
+    return {
+        "model": entry["id"],
+        "state": _model_state(entry),
+        "size": bytes_shown(size),
+        "quant": entry["quantisation"],
+        "copies": _copies_shown(copies),
+        "nodes": ", ".join(puna["nodes"]),
+        "slots": f"{puna['slots_busy']}/{puna['slots_total']}",
+        "source": entry["source"],
+        "context": entry["context"],
+        "parameters": None if entry["parameters"] is None else count_text(entry["parameters"]),
+        "architecture": about["architecture"],
+        "can": ", ".join(entry["capabilities"]),
+    }
+
+
+def _model_state(entry: Mapping[str, Any]) -> str:
+    """With the reason, how far and how long still; a cold model that can be started needs none."""
+    state = "cold" if entry["state"] == "unloaded" else entry["state"]
+    if state == "ready":
+        return state
+    told = [entry["reason"]] if entry["reason"] and state != "cold" else []
+    told += [f"{entry['progress']:.0%}"] if entry["progress"] is not None else []
+    told += [f"{left_text(entry['eta_s'])} left"] if entry["eta_s"] is not None and state != "cold" else []
+    return f"{state}: {', '.join(told)}" if told else state
+
+
+def _copies_shown(copies: Mapping[str, Any] | None) -> str | None:
+    if copies is None:
+        return None
+    return f"{copies['ready']}/{copies['wanted']}" if copies["wanted"] is not None else str(copies["ready"])
 
 
 def table(rows: Sequence[Row], columns: Sequence[str]) -> Table:
@@ -214,18 +261,6 @@ def show(data: object, rows: Sequence[Row], columns: Sequence[str], wide: Sequen
         console().print(table(rows, wide if how is Format.WIDE else columns))
 
 
-def _ago(seconds: float) -> str:
-    whole = max(0, int(seconds))
-    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
-        if whole >= length:
-            return f"{whole // length}{unit}"
-    return f"{whole}s"
-
-
 def bytes_shown(count: int | None) -> str | None:
     """A number of bytes for people."""
-    return None if count is None else _bytes(count)
-
-
-def _bytes(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+    return None if count is None else bytes_text(count)

@@ -12,6 +12,8 @@ Beside llama-server's flags (unknown ones are ignored):
     --chunks N            deltas in an answer (20)      --chunk-interval S     pause between them (0.02)
     --prompt-delay S      pause before the first        --die-after N          end the process after N deltas
     --exit-code N         with which code, 1; negative: by that signal         --die-at-start    end before loading
+    --die-on TEXT         end the process when a request holds TEXT, in the middle of the prompt's delay
+    --freeze-on TEXT      SIGSTOP itself then
     --freeze-after N      SIGSTOP itself after N deltas --cut-after N          end an answer's bytes after N deltas
     --ignore-sigterm      only SIGKILL ends it          --wrong-alias          serve another name than was asked for
     --spawn-child         start a child that lives on   --say TEXT             print TEXT to stderr at start
@@ -81,6 +83,7 @@ class Engine:
         self.interval = float(options.get("chunk-interval", "0.02"))
         self.prompt_delay = float(options.get("prompt-delay", "0"))
         self.die_after = int(options.get("die-after", "-1"))
+        self.on = {name: options[f"{name}-on"].encode() for name in ("die", "freeze") if f"{name}-on" in options}
         self.freeze_after = int(options.get("freeze-after", "-1"))
         self.cut_after = int(options.get("cut-after", "-1"))
         self.exit_code = int(options.get("exit-code", "1"))
@@ -189,7 +192,9 @@ class Engine:
     ) -> None:
         slot = await self.slots.take()
         try:
-            await asyncio.sleep(self.prompt_delay)
+            await asyncio.sleep(self.prompt_delay / 2)
+            self.fall(json.dumps(request).encode())
+            await asyncio.sleep(self.prompt_delay / 2)
             if request.get("stream"):
                 await self.stream(writer, request, first, limit, chat=chat)
             else:
@@ -199,6 +204,14 @@ class Engine:
             await writer.drain()
         finally:
             await asyncio.shield(self.slots.free(slot))
+
+    def fall(self, request: bytes) -> None:
+        """What a request may do to an engine."""
+        for what, text in self.on.items():
+            if text in request and what == "die":
+                die(self.exit_code)
+            elif text in request:
+                os.kill(os.getpid(), signal.SIGSTOP)
 
     async def before_token(self, done: int) -> None:
         if done == self.die_after:

@@ -6,8 +6,8 @@ One `World` a program; each of its origins (ports) is a role. Any origin answers
 |------------------|-------------------------------------------------------------------------------------|
 | `POST /-/faults` | a list of faults, added to those there are                                          |
 | `POST /-/reset`  | no faults, nothing seen                                                             |
-| `GET /-/seen`    | `requests` (role, method, path, authorization, range, if_range, status, sent), `sent` |
-|                  | (bytes a file), `tokens` (requests a token)                                         |
+| `GET /-/seen`    | `requests` (role, method, path, authorization, range, if_range, status, sent, `at_s`: |
+|                  | the machine's monotonic clock), `sent` (bytes a file), `tokens` (requests a token)   |
 
 A fault: `{"kind": …, "role": glob, "match": glob of the path, "method": glob, "skip": 0, "times": null (for ever), …}`
 
@@ -25,6 +25,8 @@ A fault: `{"kind": …, "role": glob, "match": glob of the path, "method": glob,
 | `flip`        | `at`                       | one bit of the file's byte `at` is wrong                          |
 | `redirect`    | `to` (URL, or an origin)   | 302 there                                                         |
 | `garbage`     |                            | 200 and a body that is no JSON                                    |
+| `reset`       | `phase`, `after_bytes`     | the connection is reset: `connect`, `request` (when it was read),  |
+|               |                            | `head` (in its middle), `body` (after so many bytes)               |
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ import os
 import re
 import signal
 import socket
+import struct
 import threading
 import time
 from collections import Counter
@@ -48,7 +51,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 BLOCK = 256 << 10
-BODY_FAULTS = ("cut", "stall", "throttle", "whole", "shifted", "other_range", "short", "flip")
+BODY_FAULTS = ("cut", "stall", "throttle", "whole", "shifted", "other_range", "short", "flip", "reset")
 
 
 class World:
@@ -78,7 +81,19 @@ class World:
     def take_faults(self, role: str, method: str, path: str) -> list[dict[str, Any]]:
         """The faults that this request has, each counted."""
         with self.lock:
-            return [fault for fault in self.faults if _hits(fault, role, method, path) and _counted(fault)]
+            return [
+                fault
+                for fault in self.faults
+                if _hits(fault, role, method, path) and fault.get("phase") != "connect" and _counted(fault)
+            ]
+
+    def resets_at_once(self, role: str) -> bool:
+        """Whether a connection is to be reset before anything is read from it."""
+        with self.lock:
+            return any(
+                fault.get("phase") == "connect" and _hits(fault, role, "*", "*") and _counted(fault)
+                for fault in self.faults
+            )
 
     def serve(self, roles: Mapping[str, type[Origin]], host: str = "127.0.0.1", ports: Mapping[str, int] | None = None):
         """Start all origins, say where they are on one line of JSON, and serve until SIGTERM or SIGINT."""
@@ -120,6 +135,13 @@ class _Server(ThreadingHTTPServer):
         self.role, self.world = role, world
         super().__init__(address, handler)
 
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        if self.world.resets_at_once(self.role):
+            reset(request)
+            request.close()
+            return False
+        return True
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Clients that leave are what these servers are for."""
 
@@ -153,6 +175,11 @@ class Gone(Exception):
     """The connection is to end here."""
 
 
+def reset(connection: socket.socket) -> None:
+    """Have its other end see ECONNRESET: a close with nothing lingering."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
 class Origin(BaseHTTPRequestHandler):
     """One role. A kind of server overrides `respond`."""
 
@@ -162,6 +189,8 @@ class Origin(BaseHTTPRequestHandler):
     entry: dict[str, Any]
 
     def setup(self) -> None:
+        # what is counted as sent is what the kernel took: let it be what it has sent, too
+        self.request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 << 10)
         super().setup()
         self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
@@ -218,6 +247,7 @@ class Origin(BaseHTTPRequestHandler):
             "if_range": self.headers.get("If-Range"),
             "status": None,
             "sent": 0,
+            "at_s": time.monotonic(),
         }
         with self.world.lock:
             self.world.requests.append(self.entry)
@@ -240,6 +270,9 @@ class Origin(BaseHTTPRequestHandler):
                 to = self.world.origins.get(fault["to"])
                 self.refuse(302, {"Location": to + self.path if to else fault["to"]})
                 return True
+            elif fault["kind"] == "reset" and fault["phase"] in ("request", "head"):
+                self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-" if fault["phase"] == "head" else b"")
+                self._reset()
             elif fault["kind"] == "garbage":
                 self.answer(200, b'{"id": "half', {"Content-Type": "application/json"})
                 return True
@@ -310,13 +343,15 @@ class Origin(BaseHTTPRequestHandler):
             at += len(block)
 
     def _write(self, body: Body, block: bytes, done: int, faults: Mapping[str, dict[str, Any]]) -> None:
-        for kind in ("cut", "stall"):
+        for kind in ("cut", "stall", "reset"):
             fault = faults.get(kind)
             if fault is not None and done <= fault["after_bytes"] < done + len(block):
                 before = block[: fault["after_bytes"] - done]
                 self._push(body, before)
                 if kind == "cut":
                     self._break()
+                if kind == "reset":
+                    self._reset()
                 time.sleep(fault["seconds"])
                 block = block[len(before) :]
         rate = faults.get("throttle")
@@ -345,6 +380,11 @@ class Origin(BaseHTTPRequestHandler):
         with self.world.lock:
             self.world.sent[body.name] += count
             self.entry["sent"] += count
+
+    def _reset(self) -> None:
+        reset(self.connection)
+        self.connection.close()
+        raise Gone
 
     def _break(self) -> None:
         self.wfile.flush()

@@ -15,12 +15,12 @@ Origins: `files`, `elsewhere` (a stranger with the same files), `tls` (a certifi
 | `deaf`     | `seconds`     | the connection is taken and nothing is said                         |
 | `range`    | `text`        | this Content-Range, whatever is sent                                |
 | `encoded`  |               | says that it is gzip                                                |
+| `size`     | `by`          | a HEAD is told that it has so many bytes more                       |
 """
 
 from __future__ import annotations
 
 import argparse
-import socket
 import ssl
 import subprocess
 import sys
@@ -38,11 +38,6 @@ class Files(Origin):
     """The files of a folder."""
 
     root = Path()
-
-    def setup(self) -> None:
-        # what is counted as sent is what the kernel took: let it be what it has sent, too
-        self.request.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 128 << 10)
-        super().setup()
 
     def respond(self, path: str) -> None:
         kinds = {fault["kind"]: fault for fault in self.faults}
@@ -74,6 +69,8 @@ class Files(Origin):
             return
         if keyword == "Content-Range" and "range" in kinds:
             value = kinds["range"]["text"]
+        if keyword == "Content-Length" and "size" in kinds and self.command == "HEAD":
+            value = str(int(value) + kinds["size"]["by"])
         super().send_header(keyword, value)
         if keyword == "ETag" and "encoded" in kinds:
             super().send_header("Content-Encoding", "gzip")

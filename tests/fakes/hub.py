@@ -3,7 +3,8 @@
     DIR/OWNER/REPO/REVISION/…    the files of a revision; the folder's content makes its commit
     DIR/OWNER/REPO/repo.json     all optional: gated, private (bool) · readers (tokens that may read it) ·
                                  metadata_gated (its metadata too) · extra (made-up files in the listing) ·
-                                 names (further names in the listing) · wrong (name → sha256 that it claims)
+                                 names (further names in the listing) · wrong (name → sha256 that it claims) ·
+                                 sizes (name → bytes that it claims)
 
 Three origins: `hub` (metadata, `resolve`), `storage` (the bytes; a request with an Authorization header is refused
 there, as object stores do with signed URLs), `elsewhere` (a stranger that has all the bytes: for redirects that lead
@@ -81,7 +82,7 @@ class Repo:
 
     def _entry(self, path: Path, name: str) -> dict[str, Any]:
         sha256, git = digests(path)
-        size = path.stat().st_size
+        size = self.told.get("sizes", {}).get(name, path.stat().st_size)
         entry: dict[str, Any] = {"type": "file", "path": name, "size": size, "oid": git}
         if name.endswith(LFS):
             oid = self.told.get("wrong", {}).get(name, sha256)

@@ -9,6 +9,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ MODELS = ("red", "blue")
 SLOTS = 2
 LIMIT_BYTES = 330 << 20
 """One engine of the small model takes some 310 MiB with this context and these slots."""
-REQUESTS = int(os.environ.get("PUNA_TEST_REQUESTS", "60"))
+REQUESTS = int(os.environ.get("PUNA_TEST_REQUESTS", "24"))
 
 
 @dataclass
@@ -107,26 +108,35 @@ async def ask(pair: Pair) -> AsyncIterator[Callable[[str, int], Awaitable[str]]]
 
 
 async def test_models_asked_in_turn_are_switched_once_each(pair, ask) -> None:
-    order = ["red", "red", "blue", "blue", "blue", "red", "blue"]
+    order = ["red", "red", "blue", "blue", "red"]
     for number, model in enumerate(order):
         assert await ask(model, number)
         assert pair.loaded() == {model}
-    assert [each["model"] for each in pair.switches] == ["blue", "red", "blue"]
+    assert [each["model"] for each in pair.switches] == ["blue", "red"]
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 async def test_mixed_requests_twice_as_many_as_slots_are_all_answered(pair, ask) -> None:
-    """With so many at a time that slots are never idle, models are switched when a turn is over, and not for each."""
+    """With so many at a time that slots are never idle, models are switched when a turn is over, and not for each.
+    Nothing is refused: the line has room for all of them."""
     rng = random.Random(7)
     models = [rng.choice(MODELS) for _ in range(REQUESTS)]
-    line = asyncio.Semaphore(2 * SLOTS)
+    line = asyncio.Semaphore(2 * 2 * SLOTS)
+    waits: list[float] = []
 
-    async def one(number: int, model: str) -> bool:
+    async def one(number: int, model: str) -> str:
         async with line:
-            return bool(await ask(model, number))
+            began = time.monotonic()
+            try:
+                text = await ask(model, number)
+            except openai.APIStatusError as error:
+                return f"{error.status_code} {error.message}"
+            waits.append(time.monotonic() - began)
+            return "answered" if text else "empty"
 
-    answers = await asyncio.gather(*(one(number, model) for number, model in enumerate(models)))
-    assert Counter(answers) == {True: REQUESTS}
+    outcomes = Counter(await asyncio.gather(*(one(number, model) for number, model in enumerate(models))))
     changes = sum(here != there for here, there in itertools.pairwise(models))
+    print(f"{dict(outcomes)}, {changes} changes of model in their order, {len(pair.switches)} switches, ", end="")
+    print(f"longest wait {max(waits):.1f} s")
+    assert outcomes == {"answered": REQUESTS}
     assert 1 <= len(pair.switches) < changes
-    print(f"{REQUESTS} requests, {changes} changes of model in their order, {len(pair.switches)} switches")

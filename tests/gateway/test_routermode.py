@@ -155,11 +155,6 @@ async def test_router_pages_want_a_key_where_keys_are_set(start_gateway) -> None
         assert (await closed.http.post(path, json={})).status_code == 401, path
 
 
-async def test_downloads_are_not_claimed_before_they_exist(gateway) -> None:
-    assert (await gateway.http.post("/models", json={"model": "x"})).status_code == 405
-    assert (await gateway.http.delete("/models?model=x")).status_code == 405
-
-
 async def test_events_follow_a_model_from_cold_to_loaded_to_gone(gateway, start_worker) -> None:
     worker = await start_worker(engines=[], offers=[offer("m")])
     await until_model(gateway, "m", "unloaded")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -121,3 +122,10 @@ async def _held_soon(process: EngineProcess, log: EngineLog) -> EngineProcess:
         except HoldRefused:
             assert time.monotonic() < until
             await asyncio.sleep(0.01)
+
+
+async def test_an_engine_that_is_ended_as_it_begins_does_not_miss_the_signal() -> None:
+    """Between fork and exec it is still deaf as its minder is: a signal of that time must not be lost."""
+    for number in range(10):
+        process = await launch(order(f"early{number}", "import time; time.sleep(600)"), EngineLog())
+        assert await process.end(grace_s=30) == -signal.SIGTERM

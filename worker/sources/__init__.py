@@ -74,6 +74,7 @@ Algorithm = Literal["sha256", "md5", "git-sha1"]
 """`git-sha1`: of git's blob object, which is the length in a header and then the content."""
 Role = Literal["model", "shard", "projector", "draft", "config", "other"]
 _HEX_DIGITS: Final[Mapping[str, int]] = {"sha256": 64, "md5": 32, "git-sha1": 40}
+_PORTS: Final = {"https": 443, "http": 80}
 _OWN: Final[Mapping[str, str]] = {
     "hf": "worker.sources.hub:Hub",
     "s3": "worker.sources.s3:ObjectStore",
@@ -85,7 +86,7 @@ _OWN: Final[Mapping[str, str]] = {
     "pvc": "worker.sources.local:Folder",
     "vendor": "worker.sources.local:Vendor",
 }
-"""Ours, for an installation whose metadata does not tell of them."""
+"""Ours, as pyproject.toml registers them: for an installation whose metadata does not tell of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,8 +222,12 @@ class Source(Protocol):
 
 
 def find_source(scheme: str, own: Mapping[str, Source] = MappingProxyType({})) -> Source:
-    """The source for a scheme: one that is registered, else the one in `own`, else ours. Raises `Unsupported`."""
-    for point in entry_points(group=ENTRY_POINTS, name=scheme):
+    """The source for a scheme: one that somebody else has registered, else the one in `own`, else ours. Raises
+    `Unsupported`."""
+    points = entry_points(group=ENTRY_POINTS)
+    for point in points.select(name=scheme):
+        if point.value == _OWN.get(scheme):  # ours, registered like a stranger's: `own` has it with the node's settings
+            continue
         try:
             return _checked(scheme, cast(type[object], point.load()))
         except Exception as error:
@@ -231,7 +236,8 @@ def find_source(scheme: str, own: Mapping[str, Source] = MappingProxyType({})) -
     if scheme in own:
         return own[scheme]
     if scheme not in _OWN:
-        raise Unsupported(f"{scheme}:// is not installed on this node; known are {', '.join(sorted(_OWN))}")
+        known = ", ".join(sorted({*_OWN, *points.names}))
+        raise Unsupported(f"{scheme}:// is not installed on this node; known are {known}")
     module, _, name = _OWN[scheme].partition(":")
     try:
         return _checked(scheme, getattr(importlib.import_module(module), name))
@@ -247,10 +253,13 @@ def _checked(scheme: str, kind: type[object]) -> Source:
 
 
 def origin_of(url: str) -> str:
-    """`scheme://host:port`, to which credentials are bound and by which limits are shared. Raises `ValueError`."""
+    """`scheme://host[:port]`, the port where it is not the scheme's own: what credentials are bound to, and the name of
+    an origin in the fleet's cool-downs. Raises `ValueError`."""
     parts = urlsplit(url)
-    port = parts.port or {"https": 443, "http": 80}.get(parts.scheme, 0)
-    return f"{parts.scheme}://{(parts.hostname or '').lower()}:{port}"
+    host, usual = (parts.hostname or "").lower(), _PORTS.get(parts.scheme)
+    port = parts.port if parts.port is not None else usual
+    place = f"[{host}]" if ":" in host else host
+    return f"{parts.scheme}://{place}" if port == usual else f"{parts.scheme}://{place}:{port}"
 
 
 def shown_url(url: str) -> str:

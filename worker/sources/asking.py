@@ -9,9 +9,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar
 
-from worker.sources import SourceError, Throttled
+from worker.sources import SourceError, Throttled, origin_of
 from worker.transfer.backoff import LONGEST_S, Backoff
-from worker.transfer.dial import Origin
 
 log = logging.getLogger(__name__)
 
@@ -47,17 +46,17 @@ async def patiently(ask: Callable[[], Awaitable[T]], patience: Patience, url: st
     while True:
         try:
             if patience.quiet is not None:
-                await patience.quiet.over(str(Origin.of(url)))
+                await patience.quiet.over(origin_of(url))
             return await ask()
         except SourceError as error:
             await _wait(error, patience, backoff, url, place)
 
 
 async def _wait(error: SourceError, patience: Patience, backoff: Backoff, url: str, place: str) -> None:
-    shared = isinstance(error, Throttled) and patience.quiet is not None
+    asked_s = THROTTLED_S if error.retry_after_s is None else error.retry_after_s
+    shared = isinstance(error, Throttled) and patience.quiet is not None and asked_s > 0
     if shared and patience.quiet is not None:
-        asked_s = THROTTLED_S if error.retry_after_s is None else error.retry_after_s
-        await patience.quiet.begin(str(Origin.of(url)), asked_s)
+        await patience.quiet.begin(origin_of(url), asked_s)
     wait_s = backoff.failed(patience.dice(), error.retry_after_s) if error.retryable else None
     if wait_s is None:
         raise error

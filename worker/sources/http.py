@@ -62,6 +62,7 @@ class Web:
 
     async def resolve(self, ref: SourceRef, *, want: Want, secrets: Secrets) -> Listing:
         """Size and ETag of the file. Raises a `SourceError`."""
+        RemoteFile(_name(ref.text), ref.text)  # a name that cannot stand in a folder is refused before anybody is asked
         signed = await self._signed(ref.text, want, secrets)
         backoff = Backoff(self._interval_s, self._tries)
         while True:

@@ -1,14 +1,16 @@
 """What can go wrong in the store, beside `NoSpace`, `DiskFailed` and `Corrupt`, which it shares with the transfer.
 
-| error           | retryable | whose turn it is                                         |
-|-----------------|-----------|----------------------------------------------------------|
-| `NotHere`       | no        | whoever asked: this node has no copy of the model        |
-| `ReadOnlyRoot`  | no        | whoever set the root's mode                              |
-| `BadModelFile`  | no        | the source: whole, and not what an engine can load       |
-| `BadPlace`      | no        | whoever named a local path                               |
-| `Unclear`       | yes       | the node: another program changed the store meanwhile    |
-| `Superseded`    | no        | nobody: somebody asked for other files of the same model |
-| `Removed`       | no        | nobody: the model was deleted while it came              |
+| error           | retryable | whose turn it is                                           |
+|-----------------|-----------|------------------------------------------------------------|
+| `NotHere`       | no        | whoever asked: this node has no copy of the model          |
+| `ReadOnlyRoot`  | no        | whoever set the root's mode                                |
+| `BadModelFile`  | no        | the source: whole, and not what an engine can load         |
+| `BadPlace`      | no        | whoever named a local path                                 |
+| `Unclear`       | yes       | the node: another program changed the store meanwhile      |
+| `RootGone`      | yes       | the node: its models' folder is not there any more         |
+| `NeverFits`     | no        | whoever wants the model here: no device could ever hold it |
+| `Superseded`    | no        | nobody: somebody asked for other files of the same model   |
+| `Removed`       | no        | nobody: the model was deleted while it came                |
 """
 
 from __future__ import annotations
@@ -46,6 +48,18 @@ class Unclear(SourceError):
     """The store is not as it was a moment ago; the same again will see what is there now."""
 
     code, retryable = "store_changed", True
+
+
+class RootGone(DiskFailed):
+    """The models' folder was there and is not: unmounted, moved or deleted. Nothing is made in its place."""
+
+    code = "models_root_gone"
+
+
+class NeverFits(SourceError):
+    """No device of this node could ever hold the model, so its files are not fetched."""
+
+    code = "vram_insufficient"
 
 
 class Superseded(SourceError):

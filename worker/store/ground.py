@@ -100,9 +100,13 @@ class Ground:
         if self._running:
             await asyncio.wait(set(self._running))
 
+    def open_paths(self) -> tuple[Path, ...]:
+        """The files that engines have been given."""
+        return tuple(self._engine_paths())
+
     def in_use(self) -> Callable[[str, str], bool]:
         """Tells of a view whether it is in use now: the engines are asked here, the answer may be had in a thread."""
-        paths = tuple(self._engine_paths())
+        paths = self.open_paths()
 
         def used(model: str, token: str) -> bool:
             folder = self.root.disk.path((*layout.model_folder(model), token))

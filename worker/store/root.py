@@ -16,7 +16,7 @@ import orjson
 
 from worker.store import layout
 from worker.store.disk import TEMPORARY, Disk, Place
-from worker.store.errors import ReadOnlyRoot, Unclear
+from worker.store.errors import ReadOnlyRoot, RootGone, Unclear
 from worker.store.manifest import BadManifest, Copy, HeldFile, Manifest, read_manifest
 from worker.store.settings import Mode
 
@@ -46,6 +46,7 @@ class Root:
     def __init__(self, disk: Disk, mode: Mode) -> None:
         self.disk = disk
         self.mode: Mode = mode
+        self._seen = False
 
     @property
     def writable(self) -> bool:
@@ -93,13 +94,34 @@ class Root:
         if told != layout.FORMAT:
             raise ReadOnlyRoot(f"{self.disk.root} has format {told}; this worker knows {layout.FORMAT}")
 
+    def check(self) -> None:
+        """Raises `RootGone` where a store was seen and is none: an unmounted folder is not taken for an empty store."""
+        here = self.disk.look(layout.STORE) is not None
+        if self._seen and not here:
+            raise RootGone(
+                f"{self.disk.root} is not there any more, or is empty: mount it again, or start the worker anew to "
+                "begin with an empty folder"
+            )
+        self._seen = self._seen or here
+
+    def probe(self) -> None:
+        """That the folder can be read, and written to where that is allowed. Raises `RootGone`, `OSError`."""
+        self.check()
+        os.listdir(self.disk.root)  # noqa: PTH208  only whether it can be
+        if self.writable:
+            place = (f"{TEMPORARY}probe-{os.getpid()}",)
+            os.close(self.disk.create(place))
+            self.disk.unlink(place)
+
     def lock(self) -> int | None:
-        """The right to change; None while another worker has it."""
+        """The right to change; None while another worker has it. Raises `RootGone`."""
+        self.check()
         return self.disk.lock(layout.LOCK)
 
     # -- looking -----------------------------------------------------------------------------------------------------
     def scan(self) -> dict[str, Copy]:
-        """All copies, by model."""
+        """All copies, by model. Raises `RootGone`."""
+        self.check()
         models = (layout.model_of(entry.name) for entry in self.disk.entries(layout.MODELS) if entry.kind == "folder")
         found = (self.copy(model) for model in models if model is not None)
         return {copy.model: copy for copy in found if copy is not None}
@@ -116,6 +138,16 @@ class Root:
     def _sound(self, view: Place, manifest: Manifest, file: HeldFile) -> bool:
         """Whether a file is there: its blob in its place in the view, or in place still the one that was looked at."""
         return same_file(file) if manifest.in_place else self.linked(view, file)
+
+    def view_of(self, path: Path) -> tuple[str, str] | None:
+        """The model and token of the view that a path leads into; None for a path elsewhere."""
+        if not path.is_relative_to(self.disk.root):
+            return None
+        parts = path.relative_to(self.disk.root).parts
+        if len(parts) < 4 or parts[:1] != layout.MODELS or not layout.is_revision(parts[2]):
+            return None
+        model = layout.model_of(parts[1])
+        return (model, parts[2]) if model is not None else None
 
     def views(self, model: str) -> list[View]:
         """The model's whole views. One whose manifest cannot be understood is left alone, and said."""

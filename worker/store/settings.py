@@ -65,6 +65,10 @@ class StoreSettings(BaseModel):
     use_hub_cache: bool = True
     """Take files from this user's Hugging Face cache (`HF_HUB_CACHE`, `HF_HOME`) after their checksum was compared."""
 
+    fit_check: bool = True
+    """Do not fetch a model whose weights are more than all of this node's GPUs could ever give one engine; what is
+    counted as `vram_insufficient`. Off: for models that are split over several nodes."""
+
     @model_validator(mode="after")
     def _marks_are_in_order(self) -> Self:
         if self.high_water_percent is not None and self.low_water_percent > self.high_water_percent:

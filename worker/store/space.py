@@ -51,8 +51,21 @@ class Reservations:
         self._all = [each for each in self._all if each is not reservation]
 
 
-def no_space(bytes_: int, free_bytes: int, promised_bytes: int, reserved_bytes: int) -> NoSpace:
+def no_space(
+    bytes_: int,
+    free_bytes: int,
+    promised_bytes: int,
+    reserved_bytes: int,
+    *,
+    held_bytes: int = 0,
+    budget_bytes: int | None = None,
+) -> NoSpace:
     """The refusal, with its numbers."""
+    if budget_bytes is not None and bytes_ > budget_bytes - held_bytes - promised_bytes:
+        return NoSpace(
+            f"needs {_gib(bytes_)} GiB; models may have {_gib(budget_bytes)} (store.budget_bytes), of which "
+            f"{_gib(held_bytes)} are taken and {_gib(promised_bytes)} promised to other downloads"
+        )
     return NoSpace(
         f"needs {_gib(bytes_)} GiB; the disk has {_gib(free_bytes)} free, of which {_gib(reserved_bytes)} are reserved "
         f"(store.reserved_disk_bytes) and {_gib(promised_bytes)} promised to other downloads"
@@ -82,11 +95,13 @@ class Marks:
         return int(used - whole * self.low_percent / 100)
 
 
-def victims(copies: Iterable[Copy], excess_bytes: int, protected: Collection[str]) -> list[Copy]:
+def victims(
+    copies: Iterable[Copy], excess_bytes: int, protected: Collection[str], *, all_or_none: bool = False
+) -> list[Copy]:
     """Which copies go, those that were used least recently first, until so many bytes are free.
 
     What two models share is freed with the second one. Never: what is protected, pinned, served in place or not ours
-    to delete.
+    to delete. `all_or_none`: none goes where all that may go would not be enough.
     """
     everything = list(copies)
     order = sorted((each for each in everything if _may_go(each, protected)), key=lambda each: each.used_at)
@@ -103,7 +118,7 @@ def victims(copies: Iterable[Copy], excess_bytes: int, protected: Collection[str
         for blob in copy.manifest.blobs:
             users[blob] -= 1
             excess_bytes -= sizes[blob] if users[blob] == 0 else 0
-    return chosen
+    return [] if all_or_none and excess_bytes > 0 else chosen
 
 
 def _may_go(copy: Copy, protected: Collection[str]) -> bool:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from schemas.errors import InvalidName
 from schemas.model import Profile
@@ -32,7 +32,6 @@ from worker.transfer.part import Digests, Part
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-_ENGINE_ROLES: Final = ("projector", "draft")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +89,18 @@ class Staging:
         begun.add_done_callback(self._asides.discard)
         return await asyncio.shield(begun)
 
+    async def arrived(self, file: RemoteFile) -> Digests | None:
+        """The file's content, where it has become a blob meanwhile because another model needed it too."""
+        return await self._ground.do(self._arrived, file)
+
+    def _arrived(self, file: RemoteFile) -> Digests | None:
+        root = self._ground.root
+        content = content_of(root, self.key(file))
+        found = root.disk.look(layout.blob(content)) if content else None
+        if content is None or found is None or file.size_bytes not in (None, found.size_bytes):
+            return None
+        return Digests(found.size_bytes, content)
+
     async def written_bytes(self) -> int:
         """Of the missing files, what an earlier try has left on the disk."""
         return await self._ground.do(self._written)
@@ -100,6 +111,7 @@ class Staging:
 
     def _take(self, key: str) -> bool:
         disk, place = self._ground.root.disk, (*layout.PARTIAL, key)
+        self._ground.root.check()
         disk.make(place)
         if not self._ground.parts.take(key, id(self)):
             return False
@@ -210,9 +222,8 @@ class Staging:
         root, view = self._ground.root, (*layout.model_folder(self.model), token)
         serial = max((each.manifest.serial for each in root.views(self.model)), default=0) + 1
         root.build(self.model, token, () if self.listing.in_place else files)
-        mains = [file for file in files if file.role in _ENGINE_ROLES or file.path == self._main()]
         try:
-            config = {} if told.skip_parsing else described_copy(root.disk.path(view), self._main(), mains)
+            config = {} if told.skip_parsing else described_copy(root.disk.path(view), self._main(), files)
         except Exception:
             if root.disk.look((*view, layout.MANIFEST)) is None:
                 root.disk.clear(view)

@@ -10,39 +10,30 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
-from worker.sources import Listing, RemoteFile
+from worker.sources import Listing, RemoteFile, SourceError
 from worker.store import layout
+from worker.store.budget import Budget, Evict, Room
+from worker.store.describing import Value, described_copy
 from worker.store.disk import Disk
 from worker.store.errors import NotHere, ReadOnlyRoot
 from worker.store.ground import Ground
-from worker.store.hashing import Stopped, sha256_of
 from worker.store.hubcache import cached, hub_caches
 from worker.store.manifest import Copy, Manifest
 from worker.store.root import Root
 from worker.store.settings import StoreSettings
-from worker.store.space import Marks, Reservation, Reservations, no_space, victims
+from worker.store.space import Reservation
 from worker.store.staging import Installing, Staging, check_listing
 from worker.store.sweep import Sweep, Swept, content_of, retire
 from worker.store.use import Use
+from worker.store.verifying import OnBytes, Verifier
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Room:
-    """Bytes: of all models, of the file system free and in all, and promised to downloads."""
-
-    held_bytes: int
-    free_bytes: int
-    total_bytes: int
-    promised_bytes: int
 
 
 class Store:
@@ -65,11 +56,16 @@ class Store:
         self._ground = Ground(Root(disk, settings.models_root_mode), shared, engine_paths)
         self._caches = hub_caches(environ) if settings.use_hub_cache else ()
         self._clock = clock
-        self._reservations = Reservations()
-        self._marks = Marks(settings.high_water_percent, settings.low_water_percent, settings.budget_bytes)
+        self._budget = Budget(self._ground, settings, self.copies)
+        self._verifier = Verifier(self._ground, settings.verify_bytes_per_s)
         self._copies: Mapping[str, Copy] = MappingProxyType({})
+        self._found: dict[Path, dict[str, Copy]] = {}
         self._hidden: set[str] = set()
         self._suspects: dict[tuple[str, str], tuple[str, ...]] = {}
+        self._amended: dict[tuple[str, str], Manifest] = {}
+        self._open_views: dict[tuple[str, str], Use] = {}
+        self.trouble: str | None = None
+        """Why a root could not be looked at the last time; its copies are told as they were."""
 
     # -- lifetime ----------------------------------------------------------------------------------------------------
     async def open(self) -> Swept:
@@ -101,18 +97,43 @@ class Store:
         return self._copies
 
     async def refresh(self) -> None:
-        """Look at the disks again: other workers may share them."""
+        """Look at the disks again: other workers may share them. What a root had that cannot be looked at now stays
+        known. Raises the first `SourceError` when all were tried."""
+        troubles = await self._look()
+        if troubles:
+            raise troubles[0]
+
+    async def _look(self) -> list[SourceError]:
+        troubles: list[SourceError] = []
+        for root in self._roots:
+            try:
+                self._found[root.disk.root] = await self._ground.do(root.scan)
+            except SourceError as error:
+                troubles.append(error)
         found: dict[str, Copy] = {}
-        for root in (*reversed(self._ground.shared), self._ground.root):
-            found |= await self._ground.do(root.scan)
+        for root in reversed(self._roots):
+            found |= self._found.get(root.disk.root, {})
         self._show(found)
+        self.trouble = troubles[0].message if troubles else None
+        return troubles
+
+    @property
+    def _roots(self) -> tuple[Root, ...]:
+        return (self._ground.root, *self._ground.shared)
 
     def _show(self, found: Mapping[str, Copy]) -> None:
         shown = {model: copy for model, copy in found.items() if model not in self._hidden}
         for (model, token), bad in self._suspects.items():
             if model in shown and shown[model].token == token:
                 shown[model] = replace(shown[model], broken=bad)
+        for (model, token), manifest in self._amended.items():
+            if model in shown and shown[model].token == token:
+                shown[model] = replace(shown[model], manifest=manifest)
         self._copies = MappingProxyType(shown)
+
+    async def probe(self) -> None:
+        """That the models' folder is there and can be used. Raises a `SourceError` that says what is wrong."""
+        await self._ground.do(self._ground.root.probe)
 
     async def has_blob(self, sha256: str, size_bytes: int | None = None) -> bool:
         """Whether a content is in the store."""
@@ -120,12 +141,7 @@ class Store:
 
     async def room(self) -> Room:
         """How much there is."""
-        free, total = await self._ground.do(self._ground.root.disk.space)
-        held = await self._ground.do(self._held_bytes)
-        return Room(held, free, total, self._reservations.bytes)
-
-    def _held_bytes(self) -> int:
-        return sum(entry.size_bytes for entry in self._ground.root.disk.entries(layout.BLOBS))
+        return await self._budget.room()
 
     # -- in ----------------------------------------------------------------------------------------------------------
     async def begin(self, model: str, listing: Listing, *, fresh: bool = False) -> Staging:
@@ -134,10 +150,11 @@ class Store:
         check_listing(model, listing)
         if not self._ground.root.writable:
             raise ReadOnlyRoot(f"{self._ground.root.disk.root} may not be changed by this node (its mode is ro)")
-        found = {} if listing.in_place else await self._ground.do(self._found, listing, fresh)
+        await self._ground.do(self._ground.root.check)
+        found = {} if listing.in_place else await self._ground.do(self._known, listing, fresh)
         return Staging(self._ground, model, listing, found, self._installed)
 
-    def _found(self, listing: Listing, fresh: bool) -> dict[str, str]:
+    def _known(self, listing: Listing, fresh: bool) -> dict[str, str]:
         root, found = self._ground.root, dict[str, str]()
         for file in listing.files:
             key = layout.partial_key(listing, file)
@@ -161,6 +178,8 @@ class Store:
     def _installed(self, copy: Copy) -> None:
         self._hidden.discard(copy.model)
         self._suspects.pop((copy.model, copy.token), None)
+        self._amended.pop((copy.model, copy.token), None)
+        self._found.setdefault(self._ground.root.disk.root, {})[copy.model] = copy
         self._show({**self._copies, copy.model: copy})
         log.info(
             "copy_installed",
@@ -173,17 +192,29 @@ class Store:
         )
 
     async def amend(self, model: str, told: Installing) -> Copy:
-        """The files are the right ones: say anew what they are for. Raises `NotHere`, `ReadOnlyRoot`."""
+        """The files are the right ones: say anew what they are for. Where the root may not be written to this holds
+        while this worker lives. Raises `NotHere`, `BadModelFile`, or another `SourceError`."""
         copy = self._copies.get(model)
         if copy is None:
             raise NotHere(f"this node has no copy of {model}")
         changes = {"source": told.source, "want": told.want, "profile": told.profile, "retain": told.retain}
-        amended = copy.manifest.model_copy(update={**changes, "generation": told.generation, "listing": told.listing})
+        changes |= {"generation": told.generation, "listing": told.listing}
+        config = await self._ground.do(self._config, copy, told.skip_parsing)
+        amended = copy.manifest.model_copy(update=changes | {"config": config})
         if amended != copy.manifest:
-            await self._ground.whole(self._rewrite(copy, amended))
+            if self._root_of(copy).writable:
+                await self._ground.whole(self._rewrite(copy, amended))
+            else:
+                self._amended[model, copy.token] = amended
             copy = replace(copy, manifest=amended)
             self._show({**self._copies, model: copy})
         return copy
+
+    def _config(self, copy: Copy, skip_parsing: bool) -> dict[str, Value]:
+        manifest = copy.manifest
+        if skip_parsing or manifest.config:
+            return {} if skip_parsing else manifest.config
+        return described_copy(copy.folder, manifest.main, manifest.files)
 
     async def _rewrite(self, copy: Copy, amended: Manifest) -> None:
         root = self._root_of(copy)
@@ -205,7 +236,7 @@ class Store:
         for root in self._ground.shared:
             if root.deletable and await self._ground.do(root.copy, model) is not None:
                 freed += await self._ground.whole(self._remove(root, model, retain=retain))
-        await self.refresh()
+        await self._look()
         if model in self._copies:
             self._hidden.add(model)
             self._show(self._copies)
@@ -261,8 +292,22 @@ class Store:
             await self._ground.do(root.disk.touch, place, now)
 
     def _root_of(self, copy: Copy) -> Root:
-        roots = (self._ground.root, *self._ground.shared)
-        return next(root for root in roots if copy.folder.is_relative_to(root.disk.root))
+        return next(root for root in self._roots if copy.folder.is_relative_to(root.disk.root))
+
+    async def hold_open(self) -> None:
+        """Mark the views that engines have open for other workers of the same roots, and those no more that they have
+        left. Old ones that nobody uses any more go then."""
+        views = {
+            view: root for path in self._ground.open_paths() for root in self._roots if (view := root.view_of(path))
+        }
+        for view, root in views.items():
+            if view not in self._open_views:
+                self._open_views[view] = await self._ground.do(self._ground.uses.add, root, view)
+        left = [view for view in self._open_views if view not in views]
+        for view in left:
+            self._open_views.pop(view).release()
+        if left:
+            await self.tidy()
 
     async def tidy(self) -> int:
         """Let old revisions go that nobody uses any more. Returns how many went."""
@@ -285,75 +330,32 @@ class Store:
         return gone
 
     # -- verify ------------------------------------------------------------------------------------------------------
-    async def verify(self, model: str, on_bytes: Callable[[int], None] | None = None) -> tuple[str, ...]:
+    async def verify(self, model: str, on_bytes: OnBytes | None = None) -> tuple[str, ...]:
         """Read all files of a model again. Returns those whose content is wrong; they are not served any more, and are
         fetched anew by the next install. Raises `NotHere`. Cancelled, it stops reading."""
         copy = self._copies.get(model)
         if copy is None:
             raise NotHere(f"this node has no copy of {model}")
-        stop = threading.Event()
-        try:
-            bad = await self._ground.do(self._compare, copy, stop, on_bytes)
-        finally:
-            stop.set()
-        if bad and self._root_of(copy).deletable and not copy.manifest.in_place:
-            await self._ground.whole(self._condemn(copy, bad))
-        elif bad:
-            self._suspects[model, copy.token] = tuple(bad)
+        root = self._root_of(copy)
+        bad = await self._verifier.bad_files(root, copy, on_bytes)
         if bad:
+            if not root.deletable and not copy.manifest.in_place:
+                self._suspects[model, copy.token] = bad
             log.error("copy_corrupt", extra={"event": "copy_corrupt", "model": model, "files": list(bad)})
-            await self.refresh()
-        return tuple(bad)
-
-    def _compare(self, copy: Copy, stop: threading.Event, on_bytes: Callable[[int], None] | None) -> list[str]:
-        root, bad = self._root_of(copy), list[str]()
-        for file in copy.manifest.files:
-            if copy.manifest.in_place or not root.has_blob(file.sha256 or ""):
-                bad += [file.path] if file.path in copy.broken else []
-                continue
-            opened = root.disk.open(layout.blob(file.sha256 or ""))
-            try:
-                found = sha256_of(opened, stop, bytes_per_s=self._settings.verify_bytes_per_s, on_bytes=on_bytes)
-            except Stopped:
-                return []
-            finally:
-                os.close(opened)
-            bad += [file.path] if found != file.sha256 else []
+            await self._look()
         return bad
 
-    async def _condemn(self, copy: Copy, bad: Collection[str]) -> None:
-        root = self._root_of(copy)
-        async with self._ground.changing(root):
-            for file in copy.manifest.files:
-                if file.path in bad and file.sha256:
-                    await self._ground.do(root.throw, layout.blob(file.sha256))
-
     # -- room --------------------------------------------------------------------------------------------------------
-    async def reserve(self, bytes_: int, *, protected: Collection[str] = ()) -> Reservation:
+    async def reserve(self, bytes_: int, *, protected: Collection[str] = (), evict: Evict | None = None) -> Reservation:
         """Promise room for a download; makes some by the water marks if need be. Raises `NoSpace`, with the numbers."""
-        free, _ = await self._ground.do(self._ground.root.disk.space)
-        missing = self._reservations.missing(bytes_, free, self._settings.reserved_disk_bytes)
-        if missing and self._settings.high_water_percent is not None:
-            await self._clear(missing, protected)
-            free, _ = await self._ground.do(self._ground.root.disk.space)
-            missing = self._reservations.missing(bytes_, free, self._settings.reserved_disk_bytes)
-        if missing:
-            raise no_space(bytes_, free, self._reservations.bytes, self._settings.reserved_disk_bytes)
-        return self._reservations.add(bytes_)
+        return await self._budget.reserve(bytes_, protected=protected, evict=evict or self._evict)
 
-    async def collect(self, *, protected: Collection[str] = ()) -> list[str]:
+    async def collect(self, *, protected: Collection[str] = (), evict: Evict | None = None) -> list[str]:
         """Above the high mark: let models go down to the low one. Returns which."""
-        room = await self.room()
-        return await self._clear(self._marks.excess(room.held_bytes, room.free_bytes, room.total_bytes), protected)
+        return await self._budget.collect(protected=protected, evict=evict or self._evict)
 
-    async def _clear(self, bytes_: int, protected: Collection[str]) -> list[str]:
-        in_use = self._ground.in_use()
-        busy = {model for model, copy in self._copies.items() if in_use(model, copy.token)}
-        chosen = victims(self._copies.values(), bytes_, {*protected, *busy, *self._ground.uses.models})
-        for copy in chosen:
-            log.warning("copy_evicted", extra={"event": "copy_evicted", "model": copy.model, "used_at": copy.used_at})
-            await self.remove(copy.model)
-        return [copy.model for copy in chosen]
+    async def _evict(self, model: str) -> None:
+        await self.remove(model)
 
 
 def _fields(swept: Swept) -> dict[str, int]:

@@ -22,13 +22,24 @@ Labels = Mapping[str, Mapping[str, str]]
 
 
 class ModelWishes:
-    """The buckets of models and copies. All calls raise `BusUnavailable` while the server cannot be asked."""
+    """The buckets of models and copies. `labels`: of all nodes that count when copies are shared out; `live`: of those
+    that are there now, where that is not the same. All calls raise `BusUnavailable` while the server cannot be asked.
+    """
 
-    def __init__(self, models: Bucket, copies: Bucket, node: str, labels: Callable[[], Awaitable[Labels]]) -> None:
+    def __init__(
+        self,
+        models: Bucket,
+        copies: Bucket,
+        node: str,
+        labels: Callable[[], Awaitable[Labels]],
+        *,
+        live: Callable[[], Awaitable[Labels]] | None = None,
+    ) -> None:
         self._models = models
         self._copies = copies
         self._node = node
         self._labels = labels
+        self._live = live or labels
 
     async def wanted(self, model: str) -> Wanted | None:
         """As the model's record wants it on this node; None: there is no record, or it is a tombstone. Raises
@@ -38,7 +49,7 @@ class ModelWishes:
             return None
         if not await self._is_here(record):
             raise WantedElsewhere(f"the record of {model} does not want it on {self._node}")
-        return Wanted.model_validate(record.model_dump(include=set(Wanted.model_fields)))
+        return record
 
     async def _is_here(self, record: ModelRecord) -> bool:
         selector, copies = record.placement.selector, record.placement.copies
@@ -98,24 +109,21 @@ class ModelWishes:
 
     async def _holding(self, model: str) -> list[str]:
         """Nodes with a copy, or a part of one."""
-        prefix, live = f"{encode(model)}.", await self._labels()
+        token, live = encode(model), await self._live()
         found: list[str] = []
-        for key in await self._copies.keys():
-            if key.startswith(prefix):
-                try:
-                    found.append(decode(key.removeprefix(prefix)))
-                except InvalidName:
-                    continue
+        for key in sorted(await self._copies.entries(under=token)):
+            try:
+                found.append(decode(key.removeprefix(f"{token}.")))
+            except InvalidName:
+                continue
         return [node for node in found if node in live]
 
     async def _source(self, model: str) -> str:
         """Where some node's copy came from."""
-        prefix = f"{encode(model)}."
-        for key, entry in (await self._copies.entries()).items():
-            if key.startswith(prefix):
-                try:
-                    record = CopyRecord.model_validate_json(entry.value)
-                    return ModelRecord(model=model, source=record.source or UNKNOWN_SOURCE).source
-                except ValidationError:
-                    continue
+        for entry in (await self._copies.entries(under=encode(model))).values():
+            try:
+                record = CopyRecord.model_validate_json(entry.value)
+                return ModelRecord(model=model, source=record.source or UNKNOWN_SOURCE).source
+            except ValidationError:
+                continue
         return UNKNOWN_SOURCE

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import Final
 
-from worker.sources import Changed, Denied, NotThere, RemoteFile, Signed, Unreachable, origin_of
+from worker.sources import Changed, Denied, NotThere, RemoteFile, Signed, SourceError, Unreachable, origin_of
 from worker.transfer.buffers import BufferPool
-from worker.transfer.client import Answer, Client
+from worker.transfer.client import Answer, Client, RefusedElsewhere
 from worker.transfer.connection import Head
 from worker.transfer.limits import Limits
 from worker.transfer.ranged import RangesBroken, Span, span_of, validator_of
 from worker.transfer.settings import DownloadSettings
 
+REFUSALS: Final = 3
+"""So often a place that was just signed may refuse, before it is believed."""
 Sign = Callable[[], Awaitable[Signed]]
 """Where a request goes, now: `Source.requests` with its arguments. Asked for each request, as signatures expire."""
 
@@ -23,10 +26,12 @@ class Means:
     """What all transfers of a node share."""
 
     client: Client
-    pool: Callable[[], BufferPool]
-    """Makes the buffers of one transfer: what it may have received and not written."""
+    pool: Callable[[int | None], BufferPool]
+    """Makes the buffers of one transfer, of a file of that size: what it may have received and not written."""
     limits: Limits
     settings: DownloadSettings
+    system_bytes: int | None
+    """The largest buffer that the system gives to a connection; None where it does not tell."""
     dice: Callable[[], float]
 
 
@@ -50,6 +55,8 @@ class Asking:
         self._sign = sign
         self._place: Signed | None = None
         """Where the last redirect led: the source itself is not asked for each piece."""
+        self._refusals = 0
+        """In a row, of places that the source had just signed."""
         self._seen = False
         """The validator is of an answer to this process."""
         self._loose = False
@@ -80,15 +87,28 @@ class Asking:
             headers["Range"] = f"bytes={asked[0]}-{asked[1] - 1}"
             if self.validator is not None and not self._loose:
                 headers["If-Range"] = self.validator
-        kept = self._place
+        if (kept := self._place) is not None:
+            try:
+                return await stack.enter_async_context(self._client.exchange("GET", kept, headers))
+            except (Denied, NotThere):
+                if self._place is kept:
+                    self._place = None  # its time is over: the source is asked where to go now
+        signed = await self._sign()
         try:
-            exchange = self._client.exchange("GET", kept or await self._sign(), headers)
-            return await stack.enter_async_context(exchange)
+            answer = await stack.enter_async_context(self._client.exchange("GET", signed, headers))
         except (Denied, NotThere) as error:
-            self._place = None
-            if kept is None:
-                raise
-            raise Unreachable(f"{self._file.path}: where a redirect led is no longer valid") from error
+            raise self._refusal(error, signed) from error
+        self._refusals = 0
+        return answer
+
+    def _refusal(self, error: Denied | NotThere, signed: Signed) -> SourceError:
+        """What holds for a while may have ended on the way, or not have begun by their clock: another one is asked
+        for before a refusal counts."""
+        for_a_while = isinstance(error, RefusedElsewhere) or signed.url != self._file.url
+        self._refusals += 1
+        if not for_a_while or self._refusals > REFUSALS:
+            return error
+        return Unreachable(f"{self._file.path}: where its source leads to refuses it: {error.message}")
 
     def _remember(self, answer: Answer) -> None:
         # Credentials stay behind where a redirect leaves their origin; on the same origin nothing is saved.

@@ -27,12 +27,12 @@ class Backoff:
 
     def failed(self, dice: float, retry_after_s: float | None = None) -> float | None:
         """The wait in seconds after a failure, None when there were enough. A server's wish is kept, and spread a
-        little after it; one beyond `LONGEST_S` is not waited for here: None."""
+        little after it; one for 0 s is none; one beyond `LONGEST_S` is not waited for here: None."""
         self.failures += 1
         if self.failures > self.tries:
             return None
         bound = min(self.interval_s * 2 ** min(self.failures - 1, 20), LONGEST_S)
-        if retry_after_s is None:
+        if not retry_after_s:
             return bound * dice
         return retry_after_s + min(retry_after_s * 0.1, bound) * dice if retry_after_s <= LONGEST_S else None
 

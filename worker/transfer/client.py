@@ -47,6 +47,10 @@ class Answer:
     redirected: bool
 
 
+class RefusedElsewhere(Denied):
+    """Another origin, to which the source has led, refuses: perhaps a signature's time is over."""
+
+
 class Client:
     """Shared by all downloads of a node."""
 
@@ -96,7 +100,12 @@ class Client:
                 secret = {}
             connection, head = await self._ask(method, origin, url, {**_PLAIN, **secret, **headers})
             if head.status not in _REDIRECTS:
-                await self._check(head, connection, origin, url)
+                try:
+                    await self._check(head, connection, origin, url)
+                except (Denied, NotThere) as error:
+                    if origin == home:
+                        raise
+                    raise RefusedElsewhere(error.message) from error
                 return Answer(head, connection, url, hop > 0)
             url = _next(url, head)
             await self._done_with(origin, connection)
@@ -138,7 +147,8 @@ class Client:
         await self._done_with(origin, connection)
         error = refusal(head, url)
         if isinstance(error, Throttled):
-            await self.cooldown.begin(str(origin), error.retry_after_s or THROTTLED_S)
+            wait_s = THROTTLED_S if error.retry_after_s is None else error.retry_after_s
+            await self.cooldown.begin(str(origin), wait_s)
         raise error
 
     async def _done_with(self, origin: Origin, connection: Connection) -> None:

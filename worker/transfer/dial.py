@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import os
 import socket
 import ssl
 from collections.abc import Callable, Mapping
@@ -37,7 +38,7 @@ class Origin:
         """Raises `Unsupported` for what is no http(s) URL."""
         try:
             parts = urlsplit(url)
-            port = parts.port or {"https": 443, "http": 80}.get(parts.scheme, 0)
+            port = {"https": 443, "http": 80}.get(parts.scheme, 0) if parts.port is None else parts.port
         except ValueError as error:
             raise Unsupported("the URL cannot be read") from error
         if not port or not parts.hostname:
@@ -51,6 +52,7 @@ class Origin:
         return host if self.port == {"https": 443, "http": 80}[self.scheme] else f"{host}:{self.port}"
 
     def __str__(self) -> str:
+        """As `worker.sources.origin_of` has it: one name for an origin in the whole fleet."""
         return f"{self.scheme}://{self.netloc}"
 
 
@@ -103,7 +105,7 @@ class Dial:
         except ssl.SSLCertVerificationError as error:
             raise Denied(f"{origin}: its certificate is not trusted: {error.verify_message}") from error
         except OSError as error:  # TLS errors too
-            raise Unreachable(f"{origin}: {error.strerror or error}") from error
+            raise Unreachable(f"{origin}: {_reason(error)}") from error
 
     async def _tls(self) -> ssl.SSLContext:
         if self._context is None or self._context.cancelled():
@@ -146,6 +148,13 @@ class Dial:
         except BaseException:
             connection.abort()
             raise
+
+
+def _reason(error: OSError) -> str:
+    """In the system's words: asyncio's name the address again, and not what was wrong with it."""
+    if error.errno is not None and error.errno > 0 and not isinstance(error, ssl.SSLError | socket.gaierror):
+        return os.strerror(error.errno)
+    return error.strerror or str(error)
 
 
 async def _addresses(host: str, port: int) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -19,8 +20,12 @@ from worker.transfer.limits import Limits
 from worker.transfer.part import Digests, Part
 from worker.transfer.settings import DownloadSettings
 from worker.transfer.transfer import Transfer, check
+from worker.transfer.underway import memory_bytes
 
 __all__ = ["Fetcher", "Sign"]
+
+
+_SYSTEM: Final = Path("/proc/sys/net/core/rmem_max")
 
 
 class Fetcher:
@@ -39,12 +44,13 @@ class Fetcher:
             dial or Dial(settings.connect_timeout_s), self.cooldown, read_timeout_s=settings.read_timeout_s
         )
 
-        def pool() -> BufferPool:
-            return BufferPool(settings.buffer_bytes // settings.concurrency, settings.multipart_concurrency)
+        def pool(size: int | None) -> BufferPool:
+            total = memory_bytes(size, settings.buffer_bytes // settings.concurrency)
+            return BufferPool(total, settings.multipart_concurrency)
 
         limits = Limits(settings.bytes_per_s, settings.per_source_bytes_per_s)
         self._settings = settings
-        self._means = Means(self.client, pool, limits, settings, dice)
+        self._means = Means(self.client, pool, limits, settings, _system_bytes(), dice)
         self._files = asyncio.Semaphore(settings.concurrency)
         self._hub_files = asyncio.Semaphore(settings.hf_max_workers)
 
@@ -80,3 +86,10 @@ class Fetcher:
                     raise error
                 return digests
             return await Transfer(self._means, file, sign, part, on_bytes, source).run()
+
+
+def _system_bytes() -> int | None:
+    try:
+        return int(_SYSTEM.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None

@@ -9,8 +9,9 @@ class Pieces:
     """Lowest bytes first, so that what comes is close together and digests can follow in memory."""
 
     def __init__(self, size: int, done: Intervals, piece_bytes: int) -> None:
+        self.piece_bytes = piece_bytes
+        """Of those that will be taken."""
         self._gaps = list(reversed(list(done.missing(size))))
-        self._piece_bytes = piece_bytes
 
     def __bool__(self) -> bool:
         return bool(self._gaps)
@@ -20,7 +21,7 @@ class Pieces:
         if not self._gaps:
             return None
         start, end = self._gaps.pop()
-        cut = min(end, start + self._piece_bytes)
+        cut = min(end, start + self.piece_bytes)
         if cut < end:
             self._gaps.append((cut, end))
         return start, cut

@@ -75,11 +75,8 @@ class Stream:
             return None
         if self._end is not None and self.at >= self._end:
             raise Corrupt(f"{self._connection.peer}: more bytes came than were asked for")
-        if self._buffer is None:
-            self._buffer = self._pool.take()
-            if self._buffer is None:
-                self._wait()
-                return None
+        if not self._has_buffer() or self._buffer is None:
+            return None
         room = self._buffer.view[self._used :]
         limits = [each for each in (self._share.piece_bytes, self._end and self._end - self.at) if each is not None]
         return room[: min(limits)] if limits else room
@@ -93,13 +90,21 @@ class Stream:
         if self._buffer is not None and self._used == len(self._buffer.view):
             self._flush()
         wait_s = self._share.take(count)
-        if wait_s < PAUSE_FROM_S:
-            return True
-        self._pausing()
-        self._held = self._loop.call_later(wait_s, self._go_on)
-        return False
+        if wait_s >= PAUSE_FROM_S:
+            self._pausing()
+            self._held = self._loop.call_later(wait_s, self._go_on)
+            return False
+        # asked for now, and not when bytes are there already, which would then have to be put somewhere else
+        return self._has_buffer() or self.at == self._end
 
     # -- inside -----------------------------------------------------------------------------------------------------
+    def _has_buffer(self) -> bool:
+        if self._buffer is None:
+            self._buffer = self._pool.take()
+            if self._buffer is None:
+                self._wait()
+        return self._buffer is not None
+
     def _wait(self) -> None:
         self._waiting = True
         self._pausing()

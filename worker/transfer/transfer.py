@@ -23,12 +23,10 @@ from worker.transfer.pieces import Pieces
 from worker.transfer.ranged import RangesBroken
 from worker.transfer.stream import Stream
 from worker.transfer.together import together
+from worker.transfer.underway import piece_bytes, system_bytes
 
 PROGRESS_BYTES: Final = 256 << 10
 """So much between two failures and the tries begin anew."""
-LOSS_BYTES: Final = 8 << 20
-"""At most so much, or a hundredth of the file, is lost with a process that is killed."""
-WINDOW_LEAST_BYTES: Final = 512 << 10
 
 
 class Transfer:
@@ -42,7 +40,7 @@ class Transfer:
         self._part = part
         self._on_bytes = on_bytes
         self._asking = Asking(means.client, file, sign)
-        self._pool = means.pool()
+        self._pool = means.pool(file.size_bytes)
         self._share = means.limits.share(source, file.url)
         self._hub = source == "hf"
         self._disk: Disk | None = None
@@ -141,6 +139,9 @@ class Transfer:
             raise Unreachable(f"{self._file.path}: what was there is of other content")
         else:
             await self._open()
+            if self._large:
+                way_s = got.answer.connection.round_trip_s
+                pieces.piece_bytes = piece_bytes(self._asking.size or 0, way_s, self._means.settings.piece_bytes)
             helpers = [self._pull(pieces, self._backoff(), leads=False) for _ in range(self._helpers)]
             await together(self._lead(got, asked, pieces, backoff), *helpers)
 
@@ -157,7 +158,8 @@ class Transfer:
         return self._means.settings.multipart_concurrency - 1 if self._large else 0
 
     def _pieces(self, size: int) -> Pieces:
-        return Pieces(size, self._done, self._means.settings.piece_bytes if self._large else max(size, 1))
+        most = self._means.settings.piece_bytes
+        return Pieces(size, self._done, piece_bytes(size, 0.0, most) if self._large else max(size, 1))
 
     # -- bytes ------------------------------------------------------------------------------------------------------
     async def _all_of(self, got: Got) -> None:
@@ -210,9 +212,13 @@ class Transfer:
 
     async def _stream(self, got: Got, start: int, end: int | None) -> int:
         """Returns the byte after the last that came."""
-        got.answer.connection.limit_window(self._window_bytes())
+        connection = got.answer.connection
+        most = self._means.system_bytes
+        limit = system_bytes(self._asking.size, self._helpers + 1, connection.round_trip_s, most) if most else None
+        if limit is not None:
+            connection.limit_buffer(limit)
         stream = Stream(
-            got.answer.connection,
+            connection,
             self._opened(),
             self._pool,
             self._share,
@@ -227,11 +233,6 @@ class Transfer:
     def _came(self, start: int, count: int) -> None:
         self._done.add(start, start + count)
         self._on_bytes(count)
-
-    def _window_bytes(self) -> int:
-        """What may be under way on one connection, so that a sudden end does not lose more than it must."""
-        loss = max(LOSS_BYTES, (self._asking.size or 0) // 100)
-        return max((loss - self._pool.total_bytes) // (self._helpers + 1), WINDOW_LEAST_BYTES)
 
     # -- disk -------------------------------------------------------------------------------------------------------
     def _opened(self) -> Disk:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from nats.errors import Error as NatsError
 
 ROOT = Path(__file__).resolve().parents[3]
 ENGINE = Path(__file__).resolve().parents[2] / "fakes" / "engine.py"
@@ -31,6 +32,25 @@ async def engine_of(requester: Any) -> dict[str, Any]:
             if engines and engines[0]["state"] == "ready":
                 return engines[0]
             await asyncio.sleep(0.02)
+
+
+async def engines_of(requester: Any, *models: str) -> dict[str, dict[str, Any]]:
+    """The engines by model, once those of all these are ready."""
+    async with asyncio.timeout(20):
+        while True:
+            told = {each["model"]: each for each in (await requester.verb("n1", "status"))["engines"]}
+            if all(model in told and told[model]["state"] == "ready" for model in models):
+                return told
+            await asyncio.sleep(0.02)
+
+
+async def ordered(requester: Any, subject: str, task: dict[str, Any]) -> bool:
+    """Whether the stream took the task; it may not be there yet."""
+    try:
+        await requester.client.jetstream().publish(subject, json.dumps(task).encode())
+    except NatsError:
+        return False
+    return True
 
 
 async def come_back(worker: Any) -> Any:
@@ -66,6 +86,39 @@ async def test_a_killed_worker_takes_its_engine_over_without_a_load(new_worker: 
     again.terminate()
     assert await again.ended() == 0
     assert not alive(first["pid"])
+
+
+async def test_two_models_of_a_killed_worker_are_both_taken_over(
+    new_worker: Any, requester: Any, tmp_path: Path, write_model: Any
+) -> None:
+    models = [{"model": name, "path": str(write_model(tmp_path / f"{name}.gguf"))} for name in "ab"]
+    worker = await new_worker(models=models)
+    before = await engines_of(requester, "a", "b")
+    worker.process.kill()
+    worker.process.wait()
+    again = await come_back(worker)
+    told = await engines_of(requester, "a", "b")
+    assert {name: each["pid"] for name, each in told.items()} == {name: each["pid"] for name, each in before.items()}
+    assert all(each["adopted"] for each in told.values())
+    assert sum(line["took_s"] for line in again.lines("engine_adopted")) < 2
+    assert len(again.lines("engine_planned")) == 2, "one load each, over both lives"
+
+
+async def test_an_engine_of_a_downloaded_model_is_taken_over_once_the_disk_was_read(
+    new_worker: Any, requester: Any, tmp_path: Path, write_model: Any, wait_until: Any
+) -> None:
+    """Its model is in no settings: at first the new worker does not know it."""
+    source = write_model(tmp_path / "fetched.gguf").as_uri()
+    worker = await new_worker(ready=False, models=[], downloads={"num_download_worker": 1})
+    task = {"model": "fetched", "source": source, "profile": {"preload": True}}
+    await wait_until(lambda: ordered(requester, "puna.task.download", task))
+    before = await engines_of(requester, "fetched")
+    worker.process.kill()
+    worker.process.wait()
+    again = await come_back(worker)
+    told = await engines_of(requester, "fetched")
+    assert (told["fetched"]["pid"], told["fetched"]["adopted"]) == (before["fetched"]["pid"], True)
+    assert len(again.lines("engine_planned")) == 1
 
 
 async def test_a_killed_worker_whose_settings_changed_starts_its_engine_anew(new_worker: Any, requester: Any) -> None:

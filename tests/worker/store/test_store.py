@@ -327,7 +327,7 @@ async def test_room_is_checked_before_and_promised_during_a_download(new_house, 
     assert house.carrier.sent == 0
     roomy = await new_house()
     room = await roomy.store.room()
-    promised = await roomy.store.reserve(room.free_bytes - 1000)
+    promised = await roomy.store.reserve(room.free_bytes * 3 // 4)
     with pytest.raises(NoSpace):
         await roomy.store.reserve(room.free_bytes // 2)
     promised.release()
@@ -361,9 +361,14 @@ async def test_above_the_high_mark_the_least_recently_used_go_until_the_low_one(
 
 
 async def test_nothing_goes_by_itself_unless_a_mark_is_set(new_house, storehouse) -> None:
+    first = await new_house()
+    await first.copies.ensure(storehouse.want("a", ONE))
     house = await new_house(StoreSettings(reserved_disk_bytes=0, budget_bytes=1))
-    await house.copies.ensure(storehouse.want("a", ONE))
     assert await house.copies.collect() == []
+    assert storehouse.content(house) == {"a": "one"}
+    with pytest.raises(NoSpace, match="budget_bytes"):
+        await house.copies.ensure(storehouse.want("a", "hf://o/a@two"))
+    assert storehouse.content(house) == {"a": "one"}
 
 
 # -- verifying -------------------------------------------------------------------------------------

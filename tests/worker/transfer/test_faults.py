@@ -16,6 +16,7 @@ from worker.sources import (
     DiskFailed,
     NotThere,
     RemoteFile,
+    Signed,
     SourceError,
     Stalled,
     Throttled,
@@ -51,6 +52,11 @@ SIZE = 6 * MB + 5
         {"kind": "etag", "value": 'W/"weak"'},
         {"kind": "cut", "after_bytes": 300_000, "times": 9},
         {"kind": "cut", "after_bytes": 0, "times": 3},
+        {"kind": "reset", "phase": "connect", "times": 2},
+        {"kind": "reset", "phase": "request", "times": 2},
+        {"kind": "reset", "phase": "head", "times": 2},
+        {"kind": "reset", "phase": "body", "after_bytes": 300_000, "times": 5},
+        {"kind": "reset", "phase": "body", "after_bytes": 0, "times": 2},
         {"kind": "stall", "after_bytes": 400_000, "seconds": 30, "times": 3},
         {"kind": "status", "status": 503, "times": 3},
         {"kind": "status", "status": 503, "skip": 3, "times": 2},
@@ -175,6 +181,30 @@ async def test_redirects_in_a_circle_or_to_what_is_not_http_end(site, fetcher, t
     site.server.fault("redirect", to=to)
     with pytest.raises(Unreachable):
         await site.fetch(fetcher, site.file("model.gguf", MB))
+
+
+@pytest.mark.parametrize("status", [403, 404])
+async def test_a_fresh_signature_is_asked_for_a_few_times_before_a_refusal_counts(site, make_fetcher, status):
+    file = site.file("model.gguf", SIZE)
+    site.server.fault("redirect", role="files", to="elsewhere")
+    site.server.fault("status", role="elsewhere", status=status)
+    with pytest.raises((Denied, NotThere), match=str(status)):
+        await site.fetch(make_fetcher(download_retry=10), file)
+    assert [each["role"] for each in site.gets()] == ["files", "elsewhere"] * 4
+
+
+async def test_a_url_that_is_signed_is_signed_anew_when_it_is_refused(site, fetcher):
+    file = site.file("model.gguf", SIZE)
+    signed: list[str] = []
+    site.server.fault("status", status=403, match="*", times=2, skip=2)
+
+    async def sign():
+        signed.append(f"{file.url}?signature={len(signed)}")
+        return Signed(signed[-1])
+
+    await fetcher.fetch(file, sign, site.part, site.told.append)
+    assert site.is_whole(file)
+    assert len(signed) == len(site.gets())  # one for each request
 
 
 @pytest.mark.parametrize("form", ["1", "date:2"])

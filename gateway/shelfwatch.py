@@ -1,0 +1,78 @@
+"""Keeps the `Shelf` view up to date: records out of the buckets of copies and of models."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final
+
+from bus.connection import Bus
+from bus.kv import Bucket, Entry, Follower
+from gateway.shelf import Shelf, Shelver
+
+JOIN_S: Final = 0.05
+"""Records that come within this time make one new view."""
+_SHARE: Final = 0.05
+"""Of one processor, that views may cost at most: where they are dear, they are made less often."""
+
+
+class ShelfWatch:
+    """Owns the shelver. `shelf` is the present view; `repair` makes the buckets anew when somebody deleted them."""
+
+    def __init__(self, bus: Bus, repair: Callable[[], Awaitable[None]]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._shelver = Shelver(bus.names)
+        self._copies = Follower(Bucket(bus, bus.names.bucket_copies), self._copies_changed, repair=repair)
+        self._models = Follower(Bucket(bus, bus.names.bucket_models), self._models_changed, repair=repair)
+        self._latest: Mapping[str, Entry] | None = None
+        self._wanted: Mapping[str, Entry] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._due_at = float("-inf")
+
+    @property
+    def shelf(self) -> Shelf:
+        """The present view."""
+        return self._shelver.shelf
+
+    @property
+    def rejected_total(self) -> int:
+        """Values in the buckets that were no record."""
+        return self._shelver.rejected_total
+
+    async def start(self) -> None:
+        """Until the first whole view is there."""
+        await asyncio.gather(self._copies.start(), self._models.start())
+        self._apply()
+
+    async def stop(self) -> None:
+        """Safe to call twice."""
+        if self._timer is not None:
+            self._timer.cancel()
+        await self._copies.stop()
+        await self._models.stop()
+
+    def _copies_changed(self, entries: Mapping[str, Entry]) -> None:
+        self._latest = entries
+        self._soon()
+
+    def _models_changed(self, entries: Mapping[str, Entry]) -> None:
+        self._wanted = entries
+        self._soon()
+
+    def _soon(self) -> None:
+        if self._timer is None:
+            self._timer = self._loop.call_later(max(self._due_at - self._loop.time(), 0.0), self._apply)
+
+    def _apply(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        started_at = self._loop.time()
+        copies, self._latest = self._latest, None
+        models, self._wanted = self._wanted, None
+        if models is not None:
+            self._shelver.take_models(models)
+        if copies is not None:
+            self._shelver.take_copies(copies, started_at)
+        ended_at = self._loop.time()
+        self._due_at = ended_at + max(JOIN_S, (ended_at - started_at) / _SHARE)

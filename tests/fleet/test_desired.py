@@ -1,0 +1,364 @@
+"""Desired state over a fleet of real workers and a real nats-server: what the records say comes to be on the disks.
+
+What is on a disk is looked up on the disk, not in what the fleet says of itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bus.connection import Bus
+from bus.errors import NoStream
+from bus.kv import Bucket
+from bus.settings import NatsSettings
+from schemas.errors import BusUnavailable
+from schemas.model import CopyRecord, ModelRecord
+from schemas.selector import holders
+from schemas.subjects import encode
+
+pytestmark = pytest.mark.fleet
+
+ROOT = Path(__file__).parents[2]
+ENGINE = ROOT / "tests" / "fakes" / "engine.py"
+GRACE_S = 3.0
+SLOW_BYTES_PER_S = 256 << 10
+
+
+class Wanted:
+    """Nodes, and the records that say what they should have."""
+
+    def __init__(self, folder: Path, server: Any, write_model: Callable[..., Path]) -> None:
+        self.folder = folder
+        self.server = server
+        self.write_model = write_model
+        self.workers: dict[str, subprocess.Popen[bytes]] = {}
+        self._bus: Bus | None = None
+
+    # -- processes
+    def start(self, node: str, labels: dict[str, str] | None = None, **settings: Any) -> None:
+        """A worker, without an engine: files are what this is about."""
+        config = self.folder / f"{node}.yaml"
+        if labels is not None or settings or not config.exists():
+            told = {
+                "labels": labels or {},
+                "accelerators": {"allow": ["cpu"]},
+                "engine": {"path": str(ENGINE)},
+            } | settings
+            told["downloads"] = {"startup_stagger_max_s": 0} | settings.get("downloads", {})
+            told["desired"] = {"node_gone_grace_s": GRACE_S, "tombstone_s": 0.5} | settings.get("desired", {})
+            told["store"] = {"reserved_disk_bytes": 0}
+            config.write_text(json.dumps(told))
+        argv = ["-m", "worker", "--config", str(config), "--nats", self.server.url, "--node", node]
+        argv += ["--state-dir", str(self.state(node)), "--http", "127.0.0.1:0", "--log-format", "json"]
+        environ = {name: value for name, value in os.environ.items() if not name.startswith(("PUNA_", "NATS_"))}
+        with (self.folder / f"{node}.log").open("ab") as log:
+            self.workers[node] = subprocess.Popen(
+                [sys.executable, *argv], stdout=log, stderr=log, cwd=ROOT, env=environ
+            )
+
+    def kill(self, node: str) -> None:
+        process = self.workers.pop(node)
+        process.kill()
+        process.wait()
+
+    def stop(self) -> None:
+        for node in tuple(self.workers):
+            self.kill(node)
+
+    def state(self, node: str) -> Path:
+        return self.folder / node
+
+    def logged(self, node: str, event: str) -> list[dict[str, Any]]:
+        lines = (self.folder / f"{node}.log").read_text(errors="replace").splitlines()
+        found = [json.loads(line) for line in lines if line.startswith("{")]
+        return [line for line in found if line.get("event") == event]
+
+    async def joined(self, *nodes: str) -> None:
+        """Until all are in the fleet."""
+        bucket = Bucket(await self.bus(), "puna_nodes")
+
+        async def all_there() -> bool:
+            try:
+                return set(nodes) <= set(await bucket.keys())
+            except (NoStream, BusUnavailable):
+                return False
+
+        await until(all_there)
+
+    # -- what there is
+    def has(self, node: str, model: str) -> bool:
+        """Whether a whole copy is on the node's disk."""
+        return (self.state(node) / "models" / "models" / model / "current" / "manifest.json").exists()
+
+    def who_has(self, model: str) -> set[str]:
+        nodes = {path.name for path in self.folder.iterdir() if (path / "models").is_dir()}
+        return {node for node in nodes if self.has(node, model)}
+
+    def litter(self, node: str) -> list[str]:
+        """Files of models, whole or in part."""
+        root = self.state(node) / "models"
+        return [str(path) for part in ("blobs", "partial", "models") for path in (root / part).rglob("*")]
+
+    # -- records
+    async def bus(self) -> Bus:
+        if self._bus is None:
+            self._bus = await Bus.connect(NatsSettings(url=self.server.url), name="test", timeout_s=20)
+        await self._bus.ready(20)
+        return self._bus
+
+    async def close(self) -> None:
+        if self._bus is not None:
+            await self._bus.close()
+
+    async def task(self, op: str, **body: Any) -> None:
+        """As `nats pub puna.task.<op>` does."""
+        await (await self.bus()).js_publish(f"puna.task.{op}", json.dumps(body).encode())
+
+    async def apply(self, model: str, *, file: Path | str | None = None, **fields: Any) -> ModelRecord:
+        """Write a record, as an operator's command does."""
+        bucket = Bucket(await self.bus(), "puna_models")
+        source = f"file://{file}" if isinstance(file, Path) else file
+        async with asyncio.timeout(20):
+            while True:
+                try:
+                    entry = await bucket.get(encode(model))
+                    break
+                except (NoStream, BusUnavailable):
+                    await asyncio.sleep(0.05)
+        before = ModelRecord.model_validate_json(entry.value) if entry is not None else None
+        told: dict[str, Any] = before.model_dump(exclude={"restored"}) if before else {"model": model}
+        told |= {"source": source} if source else {}
+        told |= {"generation": before.generation + 1 if before else 1, **fields}
+        record = ModelRecord.model_validate(told)
+        await bucket.update(encode(model), record.model_dump_json().encode(), last=entry.revision if entry else 0)
+        return record
+
+    async def record(self, model: str) -> ModelRecord | None:
+        try:
+            entry = await Bucket(await self.bus(), "puna_models").get(encode(model))
+        except (NoStream, BusUnavailable):
+            return None
+        return ModelRecord.model_validate_json(entry.value) if entry is not None else None
+
+    async def copies(self) -> dict[str, CopyRecord]:
+        try:
+            entries = await Bucket(await self.bus(), "puna_copies").entries()
+        except (NoStream, BusUnavailable):
+            return {}
+        return {key: CopyRecord.model_validate_json(entry.value) for key, entry in entries.items()}
+
+    async def states(self) -> dict[str, str]:
+        return {key: record.state for key, record in (await self.copies()).items()}
+
+    def model(self, name: str, size: int = 20_000) -> Path:
+        return self.write_model(self.folder / f"{name}.gguf", {"general.name": name, "x": "y" * size})
+
+
+async def until(true: Callable[[], Any], limit_s: float = 30.0, say: Callable[[], Any] | None = None) -> Any:
+    end = time.monotonic() + limit_s
+    while True:
+        found = true()
+        found = await found if asyncio.iscoroutine(found) else found
+        if found:
+            return found
+        assert time.monotonic() < end, f"not true after {limit_s} s: {say() if say else ''}"
+        await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+async def site(tmp_path: Path, new_nats_server: Any, write_model: Callable[..., Path]) -> AsyncIterator[Wanted]:
+    folder = tmp_path / "fleet"
+    folder.mkdir()
+    site = Wanted(folder, new_nats_server(), write_model)
+    yield site
+    site.stop()
+    await site.close()
+
+
+def rendezvous(model: str, nodes: list[str], copies: int) -> set[str]:
+    return set(holders(model, [(node, 0) for node in nodes], copies))
+
+
+async def test_copies_come_where_the_record_wants_them_and_follow_it(site: Wanted) -> None:
+    for node, zone in (("a", "one"), ("b", "one"), ("c", "two")):
+        site.start(node, {"zone": zone})
+    await site.apply("m", file=site.model("m"), placement={"copies": "all", "selector": {"labels": {"zone": "one"}}})
+    await until(lambda: site.who_has("m") == {"a", "b"})
+    await until(lambda: site.states())
+    await site.apply("m", placement={"copies": "all", "selector": {"labels": {"zone": "two"}}})
+    await until(lambda: site.who_has("m") == {"c"}, say=lambda: site.who_has("m"))
+    assert not site.litter("a")
+    states = site.states
+    await until(lambda: _equals(states, {"m.c": "Ready"}))
+
+
+async def _equals(get: Callable[[], Any], expected: Any) -> bool:
+    return await get() == expected
+
+
+async def test_a_node_that_dies_is_replaced_only_after_the_grace(site: Wanted) -> None:
+    nodes = ["a", "b", "c"]
+    for node in nodes:
+        site.start(node)
+    await site.joined(*nodes)
+    await site.apply("m", file=site.model("m"), placement={"copies": 2})
+    first = rendezvous("m", nodes, 2)
+    await until(lambda: site.who_has("m") == first, say=lambda: (site.who_has("m"), first))
+    dead = min(first)
+    died_at = time.time()
+    site.kill(dead)
+    [third] = set(nodes) - first
+    await until(lambda: site.has(third, "m"))
+    [fetched] = await until(lambda: site.logged(third, "copy_installed"))
+    gone = datetime.fromisoformat(fetched["time"]).timestamp() - died_at
+    assert gone > GRACE_S, f"fetched {gone} s after another node died"
+    site.start(dead)
+    await until(lambda: not site.has(third, "m"), say=lambda: site.who_has("m"))
+    assert site.who_has("m") == first
+
+
+async def test_records_come_back_from_the_disks_of_the_nodes_when_the_server_lost_everything(site: Wanted) -> None:
+    for node in ("a", "b"):
+        site.start(node)
+    await site.joined("a", "b")
+    profile = {"context_tokens": 512, "pinned": True}
+    await site.apply("m/1", file=site.model("m"), placement={"copies": "all"}, profile=profile, retain=True)
+    await site.apply("n", file=site.model("n"), placement={"copies": "all"})
+    newest = await site.apply("n", profile={"slots": 2})
+    await until(lambda: site.who_has("m=2F1") == site.who_has("n") == {"a", "b"})
+    await until(lambda: _noted(site, "n", newest.generation))
+    site.kill("b")
+    newer = await site.apply("n", profile={"slots": 3})
+    await until(lambda: _noted(site, "n", newer.generation, "a"))
+    site.kill("a")
+    site.server.kill()
+    shutil.rmtree(site.server.home / "store")
+    site.server.start()
+    site.start("b")  # it knows of an older record, and comes first
+    await until(lambda: _has_generation(site, "n", newest.generation))
+    site.start("a")
+    await until(lambda: _has_generation(site, "n", newer.generation))
+    restored = await site.record("n")
+    assert restored is not None and restored.profile.slots == 3 and restored.restored
+    other = await until(lambda: site.record("m/1"))
+    assert (other.source, other.retain, other.profile.pinned) == (f"file://{site.folder}/m.gguf", True, True)
+    await until(lambda: _noted(site, "n", newer.generation))
+    assert site.who_has("m=2F1") == site.who_has("n") == {"a", "b"}
+
+
+async def _has_generation(site: Wanted, model: str, generation: int) -> bool:
+    record = await site.record(model)
+    return record is not None and record.generation == generation
+
+
+def _noted(site: Wanted, model: str, generation: int, *nodes: str) -> bool:
+    """Whether each node's copy was made for that generation, and its disk has the record."""
+    for node in nodes or ("a", "b"):
+        [copy] = (site.state(node) / "models" / "models" / model).glob("current/manifest.json")
+        note = site.state(node) / "models" / "desired" / node / f"{model}.json"
+        if json.loads(copy.read_bytes()).get("generation") != generation or not note.exists():
+            return False
+        if json.loads(note.read_bytes())["record"].get("generation", 1) != generation:
+            return False
+    return True
+
+
+async def test_a_record_that_was_deleted_while_a_node_was_away_takes_its_copy_and_leaves_those_of_tasks(
+    site: Wanted,
+) -> None:
+    for node in ("a", "b"):
+        site.start(node)
+    await site.joined("a", "b")
+    await site.apply("m", file=site.model("m"), placement={"copies": "all"})
+    await until(lambda: site.who_has("m") == {"a", "b"})
+    await site.task("download.b", model="own", source=f"file://{site.model('own')}")
+    await until(lambda: site.who_has("own") == {"b"})
+    await until(lambda: _noted(site, "m", 1))
+    site.kill("b")
+    await Bucket(await site.bus(), "puna_models").delete("m")
+    await until(lambda: site.who_has("m") == {"b"})
+    site.server.restart()  # kill -9: the bucket is the same one afterwards
+    site.start("b")
+    await until(lambda: not site.who_has("m"))
+    assert site.who_has("own") == {"b"}
+    assert await site.record("m") is None
+
+
+async def test_a_node_that_was_wiped_is_filled_again(site: Wanted) -> None:
+    site.start("a")
+    await site.apply("m", file=site.model("m"), placement={"copies": "all"})
+    await until(lambda: site.who_has("m") == {"a"})
+    site.kill("a")
+    shutil.rmtree(site.state("a"))
+    site.start("a")
+    await until(lambda: site.who_has("m") == {"a"})
+    assert (await site.record("m")) is not None
+
+
+@pytest.fixture
+def files(site: Wanted) -> Iterator[Any]:
+    """A web server of the site's files, which can be made slow."""
+    spec = importlib.util.spec_from_file_location("fakes_started_", ROOT / "tests" / "fakes" / "started.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    server = module.Started("fileserver.py", site.folder)
+    yield server
+    server.stop()
+
+
+async def test_a_delete_of_everything_stops_a_transfer_at_once_and_leaves_nothing(site: Wanted, files: Any) -> None:
+    site.start("a")
+    site.start("b")
+    await site.joined("a", "b")
+    file = site.model("big", 8 << 20)
+    files.fault("throttle", bytes_per_s=SLOW_BYTES_PER_S)
+    await site.apply("big", file=f"{files.url}/{file.name}", placement={"copies": "all"})
+    for node in ("a", "b"):
+        partial = site.state(node) / "models" / "partial"
+        await until(lambda partial=partial: any(path.stat().st_size for path in partial.glob("*/data")))
+    await site.task("delete", model="big")
+    record = await until(lambda: _buried(site, "big"))
+    assert record.deleting
+    for node in ("a", "b"):
+        await until(lambda node=node: not site.litter(node), say=lambda node=node: site.litter(node))
+        [removal] = await until(lambda node=node: site.logged(node, "desired_remove"))
+        assert removal["reason"] == "it was deleted"
+    await until(lambda: _no_record(site, "big"))
+    assert await site.states() == {}
+    assert all(not list((site.state(node) / "models" / "desired").rglob("*.json")) for node in ("a", "b"))
+
+
+async def _buried(site: Wanted, model: str) -> ModelRecord | None:
+    record = await site.record(model)
+    return record if record is not None and record.deleting else None
+
+
+async def _no_record(site: Wanted, model: str) -> bool:
+    return await site.record(model) is None
+
+
+async def test_a_delete_of_a_model_that_a_task_brought_takes_it_from_every_node(site: Wanted) -> None:
+    for node in ("a", "b"):
+        site.start(node)
+    await site.joined("a", "b")
+    source = f"file://{site.model('m')}"
+    await site.task("download.a", id="one", model="m", source=source)
+    await site.task("download.b", id="two", model="m", source=source)
+    await until(lambda: site.who_has("m") == {"a", "b"})
+    await site.task("delete", model="m")
+    await until(lambda: not site.who_has("m"))
+    await until(lambda: _no_record(site, "m"))

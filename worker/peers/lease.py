@@ -1,0 +1,69 @@
+"""Who asks the source for a file: one node at a time, as long as bytes come. It expires by the server's clock."""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+import orjson
+
+from bus.connection import Bus
+from bus.errors import WrongRevision
+from bus.kv import Bucket
+from schemas.errors import PunaError
+
+log = logging.getLogger(__name__)
+
+LEASE_S: Final = 10.0
+RENEW_S: Final = 3.0
+
+
+class Lease:
+    """This node's part in the lease of one file. No call raises."""
+
+    def __init__(self, bus: Bus, node: str, key: str) -> None:
+        self._bucket = Bucket(bus, bus.names.bucket_leases)
+        self._name = bus.names.lease_fetch(key)
+        self._value = orjson.dumps({"node": node})
+        self._revision: int | None = None
+
+    @property
+    def held(self) -> bool:
+        """We have it, as far as we know."""
+        return self._revision is not None
+
+    async def take(self) -> bool | None:
+        """Get it. False: somebody else has it; None: it cannot be asked for."""
+        try:
+            if await self._bucket.get(self._name) is not None:
+                return False
+            self._revision = await self._bucket.create(self._name, self._value, ttl_s=LEASE_S)
+        except WrongRevision:
+            return False
+        except PunaError as error:
+            log.info("lease_unasked", extra={"event": "lease_unasked", "lease": self._name, "reason": error.code})
+            return None
+        return True
+
+    async def renew(self) -> bool:
+        """Keep it. False: somebody else has it now."""
+        try:
+            if self._revision is None:
+                return await self.take() is not False
+            self._revision = await self._bucket.update(self._name, self._value, last=self._revision, ttl_s=LEASE_S)
+        except WrongRevision:
+            self._revision = None
+            return await self.take() is not False
+        except PunaError as error:
+            log.info("lease_unrenewed", extra={"event": "lease_unrenewed", "lease": self._name, "reason": error.code})
+        return True
+
+    async def give_up(self) -> None:
+        """Let others have it. One that we lost is left alone."""
+        revision, self._revision = self._revision, None
+        if revision is None:
+            return
+        try:
+            await self._bucket.delete(self._name, last=revision)
+        except PunaError as error:  # it expires by itself
+            log.info("lease_kept", extra={"event": "lease_kept", "lease": self._name, "reason": error.code})

@@ -1,0 +1,73 @@
+"""A node's part in sharing files, put together: it answers, it sends, and it fetches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from bus.connection import Bus
+from bus.watched import Tasks
+from web import Exchange, Header
+from worker.copying import Fetch
+from worker.peers.address import Address
+from worker.peers.answering import Answering
+from worker.peers.client import PeerClient
+from worker.peers.crowd import Crowd, Tell
+from worker.peers.fetcher import PeerFetcher
+from worker.peers.holdings import Holdings
+from worker.peers.questions import Questions
+from worker.peers.settings import PeerSettings
+from worker.peers.tokens import Tokens
+from worker.peers.uploads import Uploads
+
+
+class Peers:
+    """`inner` asks sources; `roots` are the folders of the store, the one that is written first."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        node: str,
+        settings: PeerSettings,
+        inner: Fetch,
+        *,
+        roots: Sequence[Path],
+        advertise: str | None,
+        tasks: Tasks,
+        tell: Tell,
+    ) -> None:
+        self._enabled = settings.enabled
+        self._tasks = tasks
+        tokens = Tokens()
+        self.holdings: Final = Holdings(roots)
+        self.address: Final = Address(advertise, bus.settings.servers)
+        self._uploads = Uploads(
+            self.holdings,
+            tokens,
+            tasks.start,
+            max_uploads=settings.max_uploads,
+            bytes_per_s=settings.upload_bytes_per_s,
+        )
+        self._answering = Answering(
+            bus, node, self.holdings, tokens, self.address, run=tasks.start, uploads=lambda: self._uploads.active
+        )
+        self._client = PeerClient(settings.stall_timeout_s)
+        questions = Questions(bus, node, self.address.host)
+        self.crowd: Final = Crowd(bus, node, settings, self.holdings, questions, self._client, tell, tasks.start)
+        self.fetcher: Final = PeerFetcher(inner, self.crowd)
+
+    async def listens(self, host: str, port: int) -> None:
+        """The HTTP is up: others may be told, and their questions answered."""
+        await self.address.listens(host, port)
+        if self._enabled:
+            self._answering.start()
+
+    def page(self, exchange: Exchange, headers: Sequence[Header]) -> None:
+        """Answer a request below `uploads.PREFIX`. Raises a `PunaError` for one that is refused at once."""
+        self._uploads.handle(exchange, headers)
+
+    def stop(self) -> None:
+        """Answer no questions any more, and end idle connections. Safe to call twice."""
+        self._answering.stop()
+        self._client.close()
