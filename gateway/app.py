@@ -18,6 +18,7 @@ from gateway.metrics import Metrics
 from gateway.modelevents import ModelEvents
 from gateway.modelpages import ModelPages
 from gateway.nodes import Queue
+from gateway.ondisk import OnDisk
 from gateway.routes import House, Routes
 from gateway.settings import GatewaySettings
 from gateway.shelfwatch import ShelfWatch
@@ -74,7 +75,10 @@ class Gateway:
         def view() -> Moment:
             return Moment(watch.fleet, disks.shelf, clock())
 
-        inference = Inference(bus, settings, lambda: watch.fleet, metrics, lambda model: view().disk(model))
+        def look_up(model: str) -> OnDisk | None:
+            return Moment(watch.fleet, disks.newest(), clock()).disk(model)
+
+        inference = Inference(bus, settings, lambda: watch.fleet, metrics, look_up)
         stack.push_async_callback(inference.stop)
         inference.start()
         self._watch_gauges(metrics, bus, watch, inference)
@@ -132,6 +136,7 @@ class Gateway:
             cors=Cors(self._settings.cors_origins),
             tasks=tasks,
             clock=asyncio.get_running_loop().time,
+            later=asyncio.get_running_loop().call_later,
             connected=lambda: bus.connected,
             stopping=lambda: self._stopping,
             request_timeout_s=self._settings.request_timeout_s,

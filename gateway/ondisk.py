@@ -4,8 +4,8 @@
 |---------------|------------------------------------------------------------|----------------------------------------|
 | `ready`       | a whole copy on a node that lives                          | held: that node will offer it          |
 | `downloading` | none, and one is on its way                                | 503 with progress and `Retry-After`    |
-| `verifying`   | none, and one is being checked                             | the same                               |
-| `pending`     | none, and one waits for its turn, or for its next try      | the same                               |
+| `verifying`   | none, and one that has come is being checked               | held: it is about to be there          |
+| `pending`     | none, and one waits for its turn, or for its next try      | 503, as for `downloading`              |
 | `wanted`      | none, and a record wants some                              | the same                               |
 | `failed`      | none, and what was tried is not tried again by itself      | 503                                    |
 | `away`        | no record, and copies only on nodes that are away           | the same                               |

@@ -107,7 +107,7 @@ def _still_loading(text: str, loading: Loading) -> ModelLoading:
 def _from_disk(model: str, lane: str, disk: OnDisk) -> Route:
     """The route to a model of which no heartbeat tells, by what its files are doing."""
     loading = _on_disk(disk)
-    if disk.state == "ready" and not disk.offered_late:
+    if (disk.state == "ready" and not disk.offered_late) or disk.state == "verifying":
         return Hold(lane, loading)
     if disk.state in COMING:
         return Refuse(_still_loading(f"model {model!r} is not there yet: {loading.text}", loading))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -12,7 +13,7 @@ import orjson
 
 from bus.watched import Tasks
 from gateway import discovery, health, metrics, models, nodes
-from gateway.admission import admit
+from gateway.admission import Ticket, admit
 from gateway.agents import Agents
 from gateway.cors import Cors
 from gateway.fleet import Fleet
@@ -22,7 +23,7 @@ from gateway.modelevents import ModelEvents
 from gateway.modelpages import ModelPages
 from gateway.nodes import Queue
 from gateway.view import View
-from schemas.errors import MethodNotAllowed, NotFound, PunaError
+from schemas.errors import MethodNotAllowed, ModelLoading, ModelNotFound, NotFound, PunaError
 from schemas.request import OPS
 from web import Exchange, Header, Request
 from web.headers import identified, remedy_headers
@@ -39,6 +40,8 @@ POSTS: Final[dict[str, str]] = {path: op for op, path in OPS.items() if op != "t
 _MODEL: Final = "/v1/models/"
 _NODE: Final = "/v1/nodes/"
 _PATH_SHOWN_CHARS: Final = 80
+LOOK_AGAIN_S: Final = 0.15
+"""Before a request is refused because its model is not there, what nodes have just told may arrive."""
 
 Page = Callable[[Exchange, list[Header]], None]
 Answer = Coroutine[Any, Any, Any]
@@ -60,6 +63,8 @@ class House:
     cors: Cors
     tasks: Tasks
     clock: Callable[[], float]
+    later: Callable[[float, Callable[[], None]], object]
+    """Call it after so many seconds."""
     connected: Callable[[], bool]
     stopping: Callable[[], bool]
     request_timeout_s: float
@@ -122,7 +127,19 @@ class Routes:
         ticket = admit(
             exchange.request, op, request_id=request_id, tenant=tenant, timeout_s=timeout_s, now=house.clock()
         )
-        house.inference.begin(ticket, exchange, headers)
+        try:
+            house.inference.begin(ticket, exchange, headers)
+        except (ModelNotFound, ModelLoading):
+            house.later(LOOK_AGAIN_S, partial(self._infer_again, exchange, ticket, headers))
+
+    def _infer_again(self, exchange: Exchange, ticket: Ticket, headers: list[Header]) -> None:
+        """A model whose files have just come is known here a moment later than to whoever waited for them."""
+        if exchange.closed:
+            return
+        try:
+            self._house.inference.begin(ticket, exchange, headers)
+        except PunaError as error:
+            self._refuse(exchange, error, headers)
 
     def _page(self, exchange: Exchange, headers: list[Header]) -> None:
         path = exchange.request.path

@@ -34,6 +34,13 @@ class ShelfWatch:
         """The present view."""
         return self._shelver.shelf
 
+    def newest(self) -> Shelf:
+        """The present view, made now if something has come that is not in it yet: for a question whose answer may be
+        that there is no such model."""
+        if self._timer is not None:
+            self._apply()
+        return self._shelver.shelf
+
     @property
     def rejected_total(self) -> int:
         """Values in the buckets that were no record."""

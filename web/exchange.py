@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from web.message import CHUNKED, CLOSE, KEEP_ALIVE_10, LAST_CHUNK, Header, Request, render_head
 from web.outlet import Outlet
 
+LARGE_BYTES: Final = 65536
+"""So much at once is worth a send of its own: to copy it would cost more."""
 _OPEN, _STREAMING, _DONE = range(3)
 _STATES = ("not begun", "under way", "complete")
 
@@ -137,9 +139,14 @@ class Exchange:
             data = b"%x\r\n%b\r\n" % (len(data), data)
         if self._head is not None:
             head, self._head = self._head, None
-            self._outlet.send(head + data)
-            return
-        self._outlet.write(data)
+            if len(data) < LARGE_BYTES:
+                self._outlet.send(head + data)
+                return
+            self._outlet.send(head)
+        if len(data) < LARGE_BYTES:
+            self._outlet.write(data)
+        else:
+            self._outlet.send(data)
 
     def finish(self) -> None:
         """The response is complete."""

@@ -13,9 +13,10 @@ import time
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
 from typing import Any, Final, Protocol
 
-from schemas.model import CopyProgress, CopyRecord, Wanted
+from schemas.model import CopyRecord, Wanted
 from worker.copying import Copying, Listener, Parts, fingerprint, plain
 from worker.copyjob import Job, Watch
+from worker.copystates import CopyStates
 from worker.sources import Corrupt, Source, SourceError, find_source
 from worker.store.errors import NeverFits, NotHere, Removed, Superseded
 from worker.store.manifest import Copy
@@ -23,7 +24,7 @@ from worker.store.progress import Meter
 from worker.store.records import PROGRESS_S, Publish, Records
 from worker.store.sharing import SharedFetches
 from worker.store.store import Store
-from worker.transfer.backoff import LONGEST_S, Backoff
+from worker.transfer.backoff import Backoff
 
 log = logging.getLogger(__name__)
 TIDY_S: Final = 60.0
@@ -77,10 +78,10 @@ class Copies:
         self._limits = limits
         self._catalogue = catalogue
         self._protected = protected
-        self._interval_s = interval_s
         self._dice = dice
         self._clock = clock
         self._records = Records(node, publish, interval_s=interval_s, clock=clock)
+        self._states = CopyStates(store, self._records, interval_s=interval_s, clock=clock)
         self._shared = SharedFetches()
         self._parts = parts
         self._find = find
@@ -90,7 +91,6 @@ class Copies:
         self._jobs: dict[str, Job] = {}
         self._removals: dict[str, asyncio.Task[None]] = {}
         self._discard: set[str] = set()
-        self._listeners: dict[str, list[Listener]] = {}
         self._touched: dict[str, float] = {}
         self._touching: set[asyncio.Task[None]] = set()
         self.active = 0
@@ -100,7 +100,7 @@ class Copies:
     def begin(self) -> None:
         """Tell what the open store has."""
         for copy in self._store.copies().values():
-            self._settled(copy)
+            self._states.settled(copy)
         self._served()
 
     async def run(self) -> None:
@@ -252,14 +252,8 @@ class Copies:
     async def _listened(self, model: str, job: Job, listener: Listener | None) -> Copy:
         if listener is None:
             return await job.result()
-        listeners = self._listeners.setdefault(model, [])
-        listeners.append(listener)
-        try:
+        with self._states.heard(model, listener):
             return await job.result()
-        finally:
-            listeners.remove(listener)
-            if not listeners:
-                self._listeners.pop(model, None)
 
     async def _end(self, job: Job, why: SourceError) -> None:
         job.end(why)
@@ -268,28 +262,33 @@ class Copies:
     async def _ensure(self, want: Wanted, *, again: bool) -> Copy:
         model, meter = want.model, Meter()
         backoff = Backoff(self._limits.retry_interval_s, self._limits.download_retry)
-        if self._records.state(model) in (None, "Failed", "Deleting"):
-            self._records.move(model, "Pending", source=want.source, reason="waits for its turn to be fetched")
-        ticker = asyncio.get_running_loop().create_task(self._tick(model, meter), name=f"progress {model}")
+        self._states.begins(want)
         try:
-            while True:
-                try:
-                    copy = await self._turn(want, meter, again=again, attempt=backoff.failures + 1)
-                except SourceError as error:
-                    wait_s = backoff.failed(self._dice(), error.retry_after_s) if error.retryable else None
-                    self._failed(want, error, wait_s, backoff.failures)
-                    if wait_s is None:
-                        raise
-                    await asyncio.sleep(wait_s)
-                    continue
-                self._settled(copy)
-                self._served()
-                return copy
+            with self._states.under_way(model, meter):
+                copy = await self._tried(want, meter, backoff, again=again)
         except asyncio.CancelledError:
-            self._given_up(model)
+            self._ended(model, "cancelled")
             raise
-        finally:
-            ticker.cancel()
+        self._states.settled(copy)
+        self._served()
+        return copy
+
+    async def _tried(self, want: Wanted, meter: Meter, backoff: Backoff, *, again: bool) -> Copy:
+        """Raises the last `SourceError`."""
+        while True:
+            try:
+                return await self._turn(want, meter, again=again, attempt=backoff.failures + 1)
+            except SourceError as error:
+                wait_s = backoff.failed(self._dice(), error.retry_after_s) if error.retryable else None
+                self._states.failed(want, error, wait_s, backoff.failures)
+                if wait_s is None:
+                    self._count(want.model, error)
+                    raise
+            await asyncio.sleep(wait_s)
+
+    def _ended(self, model: str, why_gone: str) -> None:
+        if model not in self._removals:
+            self._states.ended(model, why_gone)
 
     async def _turn(self, want: Wanted, meter: Meter, *, again: bool, attempt: int) -> Copy:
         async with self._slots:
@@ -308,7 +307,7 @@ class Copies:
             self._choose(want),
             meter,
             find=self._find,
-            step=lambda phase: self._step(want, meter, phase, attempt),
+            step=lambda phase: self._states.step(want, meter, phase, attempt),
             protected=self._kept,
             evict=self._evict,
             discarded=lambda: want.model in self._discard,
@@ -319,64 +318,11 @@ class Copies:
             self._watch.fetched(want.model, time.monotonic() - begun_at)
         return copy
 
-    def _step(self, want: Wanted, meter: Meter, phase: str, attempt: int) -> None:
-        """The work has come to another phase; a copy that is there is `Updating` from the moment that files come."""
-        model, meter.phase = want.model, phase
-        copy = self._store.copies().get(model)
-        state = self._records.state(model)
-        told = {"progress": meter.told(time.monotonic()), "source": want.source, "attempt": attempt}
-        if copy is not None and not copy.broken:
-            if phase != "resolving":
-                self._records.move(model, "Updating", **told)
-        elif phase == "checking":
-            self._records.move(model, "Verifying", **told)
-        elif state != "Downloading":
-            self._records.move(model, "Downloading", **told)
-        self._tell_progress(model, meter.told(time.monotonic()))
-
-    async def _tick(self, model: str, meter: Meter) -> None:
-        while True:
-            await asyncio.sleep(self._interval_s)
-            self._tell_progress(model, meter.told(time.monotonic()))
-
-    def _tell_progress(self, model: str, progress: CopyProgress) -> None:
-        if self._records.state(model) in ("Downloading", "Verifying", "Updating"):
-            self._records.progress(model, progress)
-        for listener in list(self._listeners.get(model, ())):
-            listener(progress)
-
-    def _failed(self, want: Wanted, error: SourceError, wait_s: float | None, attempt: int) -> None:
-        """An update that failed leaves the copy as it was, with the reason beside it."""
-        retry_at = None if wait_s is None else self._clock() + wait_s
-        if wait_s is None and error.retryable:
-            retry_at = self._clock() + (error.retry_after_s or LONGEST_S)
-        told = {"reason": error.message, "error": error.code, "next_retry_at": retry_at}
-        fields = {"event": "copy_failed", "model": want.model, "code": error.code, "error": error.message}
-        log.warning("copy_failed", extra={**fields, "attempt": attempt, "retry_in_s": wait_s})
-        if wait_s is None:
-            self._count(want.model, error)
-        copy = self._store.copies().get(want.model)
-        if copy is not None and not copy.broken:
-            self._records.ready(copy, **told)
-        else:
-            self._records.move(want.model, "Failed", source=want.source, **told)
-
     def _count(self, model: str, error: SourceError) -> None:
         if isinstance(error, NeverFits):
             self._watch.skipped(model, error.code)
         else:
             self._watch.failed(model, error)
-
-    def _given_up(self, model: str) -> None:
-        """Nobody waits for it any more: what was there before is what there is."""
-        copy = self._store.copies().get(model)
-        if model in self._removals:
-            return
-        if copy is None:
-            self._records.move(model, "Deleting", reason="cancelled")
-            self._records.drop(model)
-        else:
-            self._settled(copy)
 
     async def _verify(self, model: str) -> Copy:
         copy = self._store.copies().get(model)
@@ -384,13 +330,12 @@ class Copies:
             raise NotHere(f"this node has no copy of {model}")
         meter = Meter("verifying", copy.manifest.size_bytes, files_total=len(copy.manifest.files))
         self._records.move(model, "Verifying", progress=meter.told(time.monotonic()))
-        ticker = asyncio.get_running_loop().create_task(self._tick(model, meter), name=f"progress {model}")
         begun_at = time.monotonic()
         try:
-            bad = await self._store.verify(model, meter.came)
+            with self._states.under_way(model, meter):
+                bad = await self._store.verify(model, meter.came)
         finally:
-            ticker.cancel()
-            self._records_again(model)
+            self._ended(model, "its files are not there any more")
         self._watch.verified(good=not bad, seconds=time.monotonic() - begun_at)
         if bad:
             self._compare()
@@ -399,17 +344,6 @@ class Copies:
         if model not in self._store.copies():
             raise NotHere(f"{model} was taken away while it was read")
         return self._store.copies()[model]
-
-    def _records_again(self, model: str) -> None:
-        """What was done about a model has ended: what there is now is told."""
-        copy = self._store.copies().get(model)
-        if model in self._removals:
-            return
-        if copy is not None:
-            self._settled(copy)
-        elif self._records.state(model) is not None:
-            self._records.move(model, "Deleting", reason="its files are not there any more")
-            self._records.drop(model)
 
     async def _remove(self, model: str, *, retain: bool, reason: str | None) -> None:
         if self._records.state(model) is not None:
@@ -429,35 +363,9 @@ class Copies:
         self._served()
 
     # -- telling -----------------------------------------------------------------------------------------------------
-    def _settled(self, copy: Copy) -> None:
-        if copy.broken:
-            reason = f"{', '.join(copy.broken[:4])}: missing, or not what it was"
-            told = {"source": copy.manifest.source, "revision": copy.revision}
-            self._records.move(copy.model, "Failed", reason=reason, error="source_corrupt", **told)
-            return
-        if self._records.state(copy.model) == "Downloading":
-            self._records.move(copy.model, "Verifying")
-        self._records.ready(copy)
-
     def _compare(self) -> None:
-        """Have the records tell what is on the disks, where another worker or a person has changed that."""
-        copies, busy = self._store.copies(), {*self._jobs, *self._removals}
-        known = {model: record for model, record in self._records.all.items() if model not in busy}
-        gone = [model for model, record in known.items() if record.state == "Ready" and model not in copies]
-        new = [model for model, copy in copies.items() if model not in busy and _differs(copy, known.get(model))]
-        for model in (*gone, *new):
-            self._records_again(model)
-        if gone or new:
+        if self._states.compare({*self._jobs, *self._removals}):
             self._served()
 
     def _served(self) -> None:
         self._catalogue([copy for copy in self._store.copies().values() if not copy.broken])
-
-
-def _differs(copy: Copy, record: CopyRecord | None) -> bool:
-    """Whether a record tells of something else than the copy that is there."""
-    if record is None or record.state == "Deleting":
-        return True
-    if record.state == "Failed":
-        return record.error == Corrupt.code and not copy.broken
-    return record.state == "Ready" and (bool(copy.broken) or record.revision != copy.revision)

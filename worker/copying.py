@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -25,6 +26,7 @@ from worker.store.staging import Installing, Staging
 from worker.store.store import Store
 from worker.transfer.part import Digests, Part
 
+log = logging.getLogger(__name__)
 Listener = Callable[[CopyProgress], None]
 Sign = Callable[[], Coroutine[Any, Any, Signed]]
 
@@ -214,7 +216,8 @@ class Copying:
                 self._watch.came(self._want.model, bytes_)
                 on_bytes(bytes_)
 
-            scheme = self._asked.ref.scheme
+            scheme, fields = self._asked.ref.scheme, {"event": "file_download", "model": self._want.model}
+            log.info("downloading file", extra={**fields, "file": file.path, "bytes": file.size_bytes})
             fetching = self._parts.fetcher.fetch(file, lambda: self._signed(file), part, came, source=scheme)
             return await self._checked(file, fetching, staging)
 

@@ -25,7 +25,7 @@ from schemas.node import Heartbeat
 from worker.memory import gib
 from worker.sources import SourceError
 
-LOOK_S: Final = 5.0
+LOOK_S: Final = 3.0
 LATE_S: Final = 15.0
 """A look that takes longer than this has failed."""
 LAG_LIMIT_S: Final = 5.0

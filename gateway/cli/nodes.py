@@ -3,14 +3,17 @@ through a gateway if one is named."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
 from gateway.cli.httpclient import GatewayHttp
 from gateway.cli.target import Target
+from schemas.errors import BusUnavailable
 from schemas.model import CopyRecord
 from schemas.node import Heartbeat
 
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from bus.settings import NatsSettings
 
 CONNECT_S: Final = 5.0
+_NATS_PORT: Final = 4222
 _GONE: Final = "gone"
 COMING_STATES: Final = frozenset(("Pending", "Downloading", "Verifying", "Updating", "Failed", "Deleting"))
 """Of copies that are shown beside engines: something happens to them, or should."""
@@ -31,11 +35,34 @@ async def connected(settings: NatsSettings) -> AsyncGenerator[Bus]:
     from bus.connection import Bus
 
     logging.getLogger("bus").addHandler(logging.NullHandler())  # what goes wrong is raised, and told once
+    await _somebody_listens(settings.url)
     bus = await Bus.connect(settings, name="puna-cli", timeout_s=CONNECT_S)
     try:
         yield bus
     finally:
         await bus.close()
+
+
+async def _somebody_listens(urls: str) -> None:
+    """Who is refused at every address need not be tried for seconds. Raises `BusUnavailable`."""
+    refusals = [await _refusal(url.strip()) for url in urls.split(",")]
+    if None not in refusals:
+        raise BusUnavailable(f"NATS cannot be reached: {'; '.join(str(refusal) for refusal in refusals)}")
+
+
+async def _refusal(url: str) -> str | None:
+    """Why nobody is there; None: somebody may be."""
+    parts = urlsplit(url if "://" in url else f"nats://{url}")
+    host, port = parts.hostname or "127.0.0.1", parts.port or _NATS_PORT
+    try:
+        async with asyncio.timeout(CONNECT_S):
+            _, writer = await asyncio.open_connection(host, port)
+    except ConnectionRefusedError:
+        return f"nobody listens at {host}:{port}"
+    except (OSError, TimeoutError):
+        return None  # the real attempt tells more of it
+    writer.close()
+    return None
 
 
 @asynccontextmanager

@@ -74,7 +74,7 @@ def puna(nats_server: Any, tmp_path: Path) -> Run:
 
     async def run(*arguments: str) -> tuple[int, str, str]:
         process = await spawn(nats_server.url, tmp_path, *arguments)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             out, err = await process.communicate()
         assert process.returncode is not None
         return process.returncode, out.decode(), err.decode()
@@ -283,9 +283,14 @@ async def test_ps_shows_marks_memory_and_cold_models(puna: Run, start_worker) ->
     assert "cold" in (await puna("ls"))[1]
 
 
-@pytest.mark.parametrize("command", ["load", "unload", "restart", "drain", "explain", "logs", "events"])
-async def test_without_nats_it_is_69(puna: Run, command: str) -> None:
-    names = {"events": (), "drain": ("n1",)}.get(command, ("m",))
-    code, _, err = await puna(command, *names, "--nats", "nats://127.0.0.1:1")
-    assert code == 69
-    assert "puna up" in err
+async def test_without_nats_it_is_69(puna: Run) -> None:
+    one = {"load": ("m",), "unload": ("m",), "restart": ("m",), "drain": ("n1",), "explain": ("m",), "logs": ("m",)}
+    more = {"events": (), "tasks": (), "pull": ("hf://a/b",), "rm": ("m", "-y"), "show": ("m",), "cancel": ("t",)}
+    every = [(command, *names) for command, names in (one | more).items()] + [("dlq", "ls"), ("model", "get")]
+    nowhere = ("--nats", "nats://127.0.0.1:1")
+    told = await asyncio.gather(*(puna(*arguments, *nowhere) for arguments in every))
+    assert [
+        (arguments, code)
+        for arguments, (code, _, err) in zip(every, told, strict=True)
+        if code != 69 or "puna up" not in err
+    ] == []

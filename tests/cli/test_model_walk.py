@@ -54,7 +54,8 @@ class House:
 
     def _settings(self) -> Path:
         path = self.folder / "worker.yaml"
-        told = {"engine": {"path": str(ENGINE), "orphan_grace_s": 0}, "downloads": {"retry_interval_s": 0.05}}
+        told = {"engine": {"path": str(ENGINE), "orphan_grace_s": 0}, "downloads": {}}
+        told["downloads"] = {"retry_interval_s": 0.05, "startup_stagger_max_s": 0}
         path.write_text(json.dumps(told))
         return path
 

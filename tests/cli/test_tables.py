@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 from gateway.cli.children import Child
 from gateway.cli.tables import engine_rows, model_rows, node_rows
 from gateway.cli.upview import Facts, all_ready, banner, changes, facts_json, fleet_rows
+from gateway.fleet import Roster
+from gateway.models import listing
+from gateway.shelf import Shelf
+from gateway.view import Moment
 from schemas.node import Device, Engine, Heartbeat
 
 NOW = 1_000_000.0
@@ -49,7 +54,9 @@ def test_a_node_without_an_engine_is_not_passed_over() -> None:
 
 
 def test_models_are_summed_over_nodes() -> None:
-    [row] = model_rows([beat("a", engine(slots_busy=1)), beat("b", engine(), engine(state="crashed"))])
+    beats = {one.node: one for one in (beat("a", engine(slots_busy=1)), beat("b", engine(), engine(state="crashed")))}
+    values = {node: SimpleNamespace(value=one.model_dump_json().encode(), revision=1) for node, one in beats.items()}
+    [row] = model_rows(listing(Moment(Roster().take(values, 0.0), Shelf(), 0.0))["data"])
     assert (row["nodes"], row["slots"], row["state"]) == ("a, b", "1/8", "ready")
 
 

@@ -1,9 +1,10 @@
 """A small real source of model files, and a worker that is killed at a chosen step of what it does with them.
 
-`python tests/fakes/storehouse.py FOLDER [FIRST LAST [WALK]]` walks through installs, an update, deletes and a retained delete;
-for each step of the disk it forks a worker that ends there (SIGKILL), opens the store again, checks it, does that
-operation and the next one, and takes all away. It prints one line of JSON: steps, kills, and bytes that were sent again
-at most.
+`python tests/fakes/storehouse.py FOLDER [FIRST LAST [WALK [STRIDE]]]` walks through installs, an update, deletes and a
+retained delete (`main`), or through files that are taken from elsewhere on the machine, mended and cleared (`beside`).
+For each step of the disk, or each so many, it forks a worker that ends there (SIGKILL), opens the store again, checks
+it, does that operation and the next one, and takes all away. It prints one line of JSON: steps, kills, and bytes that
+were sent again at most.
 """
 
 from __future__ import annotations
@@ -360,19 +361,19 @@ def killed_at(made: Walk, root: Path, number: int) -> tuple[int, int]:
 
 async def checked(made: Walk, root: Path, at: int, sent: int) -> int:
     """Open what a killed worker left, check it, end the walk. Returns the bytes that were sent again."""
-    OPS, AFTER, MOST = made.ops, made.after, made.most
+    ops, after, most = made.ops, made.after, made.most
     house = await made.house(root).open()
-    there = AFTER[at] if at in made.unsure else content(house)
-    assert there in (AFTER[at], AFTER[min(at + 1, len(OPS))]) or OPS[at][0] == "clear", f"in {OPS[at][0]}: {there}"
-    assert not litter(root, house), f"in {OPS[at][0]}: {litter(root, house)}"
+    there = after[at] if at in made.unsure else content(house)
+    assert there in (after[at], after[min(at + 1, len(ops))]) or ops[at][0] == "clear", f"in {ops[at][0]}: {there}"
+    assert not litter(root, house), f"in {ops[at][0]}: {litter(root, house)}"
     again = 0
-    for number in range(at, min(at + 2, len(OPS))):
+    for number in range(at, min(at + 2, len(ops))):
         before = house.carrier.sent
-        await OPS[number][1](house)
-        if number == at and there == AFTER[at]:
-            again = max(sent + house.carrier.sent - before - MOST[at], 0)
-        assert content(house) == AFTER[number + 1], OPS[number][0]
-        assert not litter(root, house), f"after {OPS[number][0]}: {litter(root, house)}"
+        await ops[number][1](house)
+        if number == at and there == after[at]:
+            again = max(sent + house.carrier.sent - before - most[at], 0)
+        assert content(house) == after[number + 1], ops[number][0]
+        assert not litter(root, house), f"after {ops[number][0]}: {litter(root, house)}"
     for _ in range(2):  # the second time takes what was retained
         for model in ("a", "b/x"):
             await house.copies.remove(model)
@@ -382,7 +383,7 @@ async def checked(made: Walk, root: Path, at: int, sent: int) -> int:
     return again
 
 
-def main(folder: Path, first: int, last: int, made: Walk) -> None:
+def main(folder: Path, first: int, last: int, made: Walk, stride: int) -> None:
     number, worst, kills = first, 0, 0
     while number < last:
         root = folder / f"store-{number}"
@@ -394,10 +395,11 @@ def main(folder: Path, first: int, last: int, made: Walk) -> None:
         assert name == "again a" or again <= 2 * CHUNK, f"step {number}, {name}: {again} bytes were sent again"
         worst, kills = max(worst, 0 if name == "again a" else again), kills + 1
         shutil.rmtree(root)
-        number += 1
+        number += stride
     print(json.dumps({"steps": number, "kills": kills, "sent_again": worst}))
 
 
 if __name__ == "__main__":
     first, last = [int(part) for part in sys.argv[2:4]] or [0, 1 << 30]
-    main(Path(sys.argv[1]), first, last, WALKS[sys.argv[4] if len(sys.argv) > 4 else "main"])
+    given = WALKS[sys.argv[4] if len(sys.argv) > 4 else "main"]
+    main(Path(sys.argv[1]), first, last, given, int(sys.argv[5]) if len(sys.argv) > 5 else 1)

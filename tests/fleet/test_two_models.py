@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ MODELS = ("red", "blue")
 SLOTS = 2
 LIMIT_BYTES = 330 << 20
 """One engine of the small model takes some 310 MiB with this context and these slots."""
-REQUESTS = int(os.environ.get("PUNA_TEST_REQUESTS", "24"))
+REQUESTS = int(os.environ.get("PUNA_TEST_REQUESTS", "16"))
 
 
 @dataclass
@@ -69,24 +69,41 @@ def _config(folder: Path, small_model: Path) -> Path:
     return folder / "worker.json"
 
 
+@pytest.fixture(scope="module")
+def shared(
+    tmp_path_factory: pytest.TempPathFactory, small_model: Path, fake: Callable[[str], Any]
+) -> Iterator[tuple[Pair, str]]:
+    """One worker and one gateway for all tests here, and the address of their bus."""
+    folder = tmp_path_factory.mktemp("pair")
+    server = fake("natsd").NatsServer(folder / "nats", "")
+    server.start()
+    bus = ["--nats", server.url]
+
+    async def start() -> list[tuple[subprocess.Popen[bytes], dict[str, Any]]]:
+        worker = ["worker", "--config", str(_config(folder, small_model)), *bus]
+        gateway = ["gateway", "--listen", "127.0.0.1:0", *bus]
+        return [await _announced("worker", folder, worker), await _announced("gateway", folder, gateway)]
+
+    (worker, _), (gateway, facts) = asyncio.run(start())
+    yield Pair(facts["url"], worker.pid), server.url
+    for process in (gateway, worker):
+        process.terminate()
+        process.wait(30)
+    server.kill()
+
+
 @pytest.fixture
-async def pair(nats_server: Any, tmp_path: Path, small_model: Path) -> AsyncIterator[Pair]:
-    """Both processes, ready for requests."""
-    bus = await nats.connect(nats_server.url)
-    config = _config(tmp_path, small_model)
-    worker, _ = await _announced("worker", tmp_path, ["worker", "--config", str(config), "--nats", nats_server.url])
-    listen = ["gateway", "--listen", "127.0.0.1:0", "--nats", nats_server.url]
-    gateway, facts = await _announced("gateway", tmp_path, listen)
-    made = Pair(facts["url"], worker.pid)
+async def pair(shared: tuple[Pair, str]) -> AsyncIterator[Pair]:
+    """What is told on the bus during the test is in its `switches`."""
+    made, url = shared
+    made.switches.clear()
+    bus = await nats.connect(url)
 
     async def told(message: Any) -> None:
         made.switches.append(json.loads(message.data))
 
     await bus.subscribe("puna.event.pair.model_switched", cb=told)
     yield made
-    for process in (gateway, worker):
-        process.terminate()
-        process.wait(30)
     await bus.close()
 
 
@@ -108,6 +125,8 @@ async def ask(pair: Pair) -> AsyncIterator[Callable[[str, int], Awaitable[str]]]
 
 
 async def test_models_asked_in_turn_are_switched_once_each(pair, ask) -> None:
+    await ask("red", 0)
+    pair.switches.clear()
     order = ["red", "red", "blue", "blue", "red"]
     for number, model in enumerate(order):
         assert await ask(model, number)

@@ -15,7 +15,7 @@ def claimed() -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     for cell in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE):
         method = "GET"
-        for method_said, path in re.findall(r"`(?:(GET|POST) )?(/[^`]*)`", cell):
+        for method_said, path in re.findall(r"`(?:(GET|POST|DELETE) )?(/[^`]*)`", cell):
             method = method_said or method
             found.append((method, path))
     operations = text[text.index("| op | endpoint |") :].split("\n\n")[0]

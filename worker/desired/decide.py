@@ -97,6 +97,17 @@ Verdict = Ensure | Remove | Leave
 Nodes = Mapping[str, Neighbour]
 
 
+def holders_of(record: ModelRecord, copies: int, nodes: Nodes, me: Me) -> tuple[str, ...]:
+    """The nodes that hold the copies, of those that count."""
+    selector = record.placement.selector
+    labels = {node: each.labels for node, each in nodes.items()} | {me.node: me.labels}
+    able = [(node, selector.weight(of)) for node, of in labels.items() if selector.holds(of)]
+    return holders(record.model, able, copies)
+
+
+Share = Callable[[ModelRecord, int, Nodes, Me], tuple[str, ...]]
+
+
 def decide(
     records: Mapping[str, ModelRecord | None],
     nodes: Nodes | None,
@@ -104,13 +115,16 @@ def decide(
     copies: Mapping[str, Held],
     *,
     gone: Collection[str] = (),
+    share: Share = holders_of,
 ) -> dict[str, Verdict]:
     """The verdict of each model that has a record, or a copy that was made for one.
 
     `records`: None for one that cannot be read. `nodes`: None while nobody could be asked. `gone`: models whose record
-    was surely taken away, and not lost.
+    was surely taken away, and not lost. `share`: who holds what, for a caller that knows it already.
     """
-    verdicts = {model: of_record(model, record, nodes, me, copies.get(model)) for model, record in records.items()}
+    verdicts = {
+        model: of_record(model, record, nodes, me, copies.get(model), share=share) for model, record in records.items()
+    }
     for model, held in copies.items():
         if model not in records and held.recorded:
             verdicts[model] = _without(held, surely=model in gone)
@@ -123,7 +137,15 @@ def _without(held: Held, *, surely: bool) -> Verdict:
     return Leave("its record is not there, and may have been lost", wanted=True)
 
 
-def of_record(model: str, record: ModelRecord | None, nodes: Nodes | None, me: Me, held: Held | None) -> Verdict:
+def of_record(
+    model: str,
+    record: ModelRecord | None,
+    nodes: Nodes | None,
+    me: Me,
+    held: Held | None,
+    *,
+    share: Share = holders_of,
+) -> Verdict:
     """Of one model that has a record."""
     if record is None:
         return Leave("its record cannot be read", wanted=True)
@@ -136,26 +158,17 @@ def of_record(model: str, record: ModelRecord | None, nodes: Nodes | None, me: M
         return _wanted(record, me, held, "its record wants it on every node that matches")
     if nodes is None:
         return Leave("the other nodes are not known yet", wanted=True)
-    chosen = holders_of(record, copies, nodes, me)
+    chosen = share(record, copies, nodes, me)
     if me.node in chosen:
         return _wanted(record, me, held, f"this node is one of the {copies} that hold it")
-    late = [node for node in chosen if not _ready(nodes[node], model)]
+    late = [node for node in chosen if not _ready(nodes.get(node), model)]
     if held is not None and late:
         return Leave(f"it goes once it is ready on {', '.join(late[:4])}", wanted=True)
     return _unwanted(record, held, f"others hold it: {', '.join(chosen[:4]) or 'no copy is wanted'}")
 
 
-def holders_of(record: ModelRecord, copies: int, nodes: Nodes, me: Me) -> tuple[str, ...]:
-    """The nodes that hold the copies, of those that count."""
-    selector = record.placement.selector
-    labels = {node: each.labels for node, each in nodes.items()} | {me.node: me.labels}
-    return holders(
-        record.model, [(node, selector.weight(of)) for node, of in labels.items() if selector.holds(of)], copies
-    )
-
-
-def _ready(node: Neighbour, model: str) -> bool:
-    return node.here and node.labels.get(f"{LABEL_OF_COPY}{model}") in _SERVES
+def _ready(node: Neighbour | None, model: str) -> bool:
+    return node is not None and node.here and node.labels.get(f"{LABEL_OF_COPY}{model}") in _SERVES
 
 
 def _unwanted(record: ModelRecord, held: Held | None, reason: str) -> Verdict:

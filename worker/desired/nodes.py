@@ -17,8 +17,9 @@ import orjson
 
 from bus.kv import Bucket, Entry
 from schemas.errors import InvalidName
-from schemas.subjects import LABEL_OF_COPY, decode
+from schemas.subjects import decode
 from worker.desired.decide import Neighbour
+from worker.desired.shares import lasting
 
 FRESH_S: Final = 2.0
 READ_S_PER_NODE: Final = 0.1
@@ -47,6 +48,8 @@ class Nodes:
         keep: Callable[[Mapping[str, Labels]], None],
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.version = 0
+        """Another number whenever nodes come, go, or have other labels (but those of copies)."""
         self._bucket = bucket
         self._grace_s = grace_s
         self._keep = keep
@@ -96,9 +99,10 @@ class Nodes:
         self._note()
 
     def _note(self) -> None:
-        told = {node: _lasting(known.labels) for node, known in self._known.items()}
+        told = {node: lasting(known.labels) for node, known in self._known.items()}
         if told != self._kept:
             self._kept = told
+            self.version += 1
             self._keep(told)
 
     def view(self) -> Mapping[str, Neighbour] | None:
@@ -139,7 +143,3 @@ def _read(entry: Entry, before: _Known | None) -> _Known:
     if isinstance(found, dict):
         labels = {str(key): str(value) for key, value in cast("dict[Any, Any]", found).items()}
     return _Known(entry.revision, labels, bool(told.get("draining")), missed_at)
-
-
-def _lasting(labels: Labels) -> Labels:
-    return {key: value for key, value in labels.items() if not key.startswith(LABEL_OF_COPY)}

@@ -23,6 +23,7 @@ from worker.desired.decide import Held, Leave, Made, Me, Remove, Verdict, decide
 from worker.desired.nodes import Nodes
 from worker.desired.records import Models, Seen, read_all
 from worker.desired.settings import DesiredSettings
+from worker.desired.shares import Shares
 from worker.desired.shelf import Shelf
 from worker.desired.tombstones import Tombstones
 from worker.desired.works import Works
@@ -84,6 +85,7 @@ class Reconciler:
         self._tell = tell
         self._monotonic = monotonic
         self._tombstones = Tombstones(models, nodes, tombstone_s=settings.tombstone_s, monotonic=monotonic, dice=dice)
+        self._shares = Shares()
         self._seen: dict[str, Seen] = {}
         self._verdicts: Mapping[str, Verdict] = {}
         self._known_session = -1
@@ -166,9 +168,13 @@ class Reconciler:
         if self._asks_nodes():
             await self._nodes.read()
         gone = await self._gone()
+        await self._shares.prepare(
+            [seen.record for seen in self._seen.values()], self._nodes.view(), self._me(), self._nodes.version
+        )
+        # from here to what is begun nothing waits: a record that comes meanwhile is not acted against
         records = {model: seen.record for model, seen in self._seen.items()}
         held = self._held()
-        self._verdicts = decide(records, self._nodes.view(), self._me(), held, gone=gone)
+        self._verdicts = decide(records, self._nodes.view(), self._me(), held, gone=gone, share=self._shares)
         self._works.follow(self._verdicts)
         busy = {model for model in self._seen if model in held or self._works.busy(model)}
         await self._tombstones.settle(self._seen, busy)
@@ -176,7 +182,7 @@ class Reconciler:
     def _asks_nodes(self) -> bool:
         """Whether it matters who else there is."""
         records = (seen.record for seen in self._seen.values())
-        return any(each is not None and (each.deleting or each.placement.copies != "all") for each in records)
+        return any(each is not None and not each.deleting and each.placement.copies != "all" for each in records)
 
     def _me(self) -> Me:
         return Me(self._here.node, self._here.labels(), self._here.choose)

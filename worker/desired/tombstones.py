@@ -10,7 +10,7 @@ from typing import Final
 from worker.desired.nodes import Nodes
 from worker.desired.records import Models, Seen
 
-LOOK_AGAIN_S: Final = 5.0
+LOOK_AGAIN_S: Final = 2.0
 """After somebody still had a copy; twice as long each time, up to `LOOK_LATEST_S`."""
 LOOK_LATEST_S: Final = 60.0
 ABSENT_KEEP_S: Final = 86_400.0

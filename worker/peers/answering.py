@@ -12,9 +12,9 @@ from pydantic import ValidationError
 from bus.connection import Bus, Message, Subscription
 from schemas.errors import PunaError
 from schemas.peer import KEY, Offer, Question
-from worker.devices import aside
 from worker.peers import chunks
 from worker.peers.address import Address
+from worker.peers.hands import Hands
 from worker.peers.holdings import Held, Holdings
 from worker.peers.tokens import Tokens
 
@@ -36,6 +36,7 @@ class Answering:
         holdings: Holdings,
         tokens: Tokens,
         address: Address,
+        hands: Hands,
         *,
         run: Run,
         uploads: Callable[[], int],
@@ -45,6 +46,7 @@ class Answering:
         self._holdings = holdings
         self._tokens = tokens
         self._address = address
+        self._hands = hands
         self._run = run
         self._uploads = uploads
         self._looking = 0
@@ -89,7 +91,7 @@ class Answering:
         now = asyncio.get_running_loop().time()
         self._seen = {each: seen for each, seen in self._seen.items() if now - seen[0] < SEEN_S}
         if key not in self._seen:
-            self._seen[key] = (now, await aside(lambda: self._holdings.look(key), "peers-look"))
+            self._seen[key] = (now, await self._hands.do(lambda: self._holdings.look(key)))
         return self._seen[key][1]
 
     def _offer(self, key: str, url: str, held: Held) -> Offer:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from bus.connection import Bus
 from worker.peers.client import PeerClient
+from worker.peers.hands import Hands
 from worker.peers.holders import Shunned
 from worker.peers.holdings import Holdings
 from worker.peers.questions import Questions
@@ -33,6 +34,7 @@ class Crowd:
     holdings: Holdings
     questions: Questions
     client: PeerClient
+    hands: Hands
     tell: Tell
     run: Callable[[str, Coroutine[Any, Any, None]], object]
     clock: Callable[[], float] = time.monotonic

@@ -24,7 +24,7 @@ from worker.devices import aside
 from worker.peers import chunks
 from worker.peers.client import PeerFailed
 from worker.peers.crowd import Crowd, Source, Tally
-from worker.peers.lease import LEASE_S, RENEW_S, Lease
+from worker.peers.lease import Lease
 from worker.peers.partfile import PartFile, identity_of, sums_of
 from worker.peers.swarm import Swarm
 from worker.peers.uploads import SUMS_AT_ONCE
@@ -37,8 +37,8 @@ log = logging.getLogger(__name__)
 
 MENDS: Final = 2
 LIED_S: Final = 3600.0
-QUIET_S: Final = 2 * LEASE_S
-"""A source that sent nothing for so long: the lease is let go, somebody else may do better."""
+QUIET_LEASES: Final = 2
+"""A source that sent nothing for so many times of the lease: it is let go, somebody else may do better."""
 CONFIRM_TRIES: Final = 10
 
 
@@ -93,7 +93,7 @@ class _Shared:
         self._part = part
         self._source = source
         self._tally = Tally(on_bytes)
-        self._lease = Lease(crowd.bus, crowd.node, key)
+        self._lease = Lease(crowd.bus, crowd.node, key, crowd.settings.lease_s)
         self._swarm = Swarm(crowd, key, file, self._tally, self._lease)
         self._suspects: set[tuple[int, str, str]] = set()
         """Of what was wrong in all: chunks, who gave them, and their sums."""
@@ -122,7 +122,7 @@ class _Shared:
                 return digests
 
     async def _follow(self, without: int) -> str:
-        file = await PartFile.open(self._part, self._identity, without=without)
+        file = await PartFile.open(self._part, self._identity, self._crowd.hands, without=without)
         try:
             if without:
                 self._crowd.holdings.forget(self._key)
@@ -147,11 +147,11 @@ class _Shared:
 
     async def _kept(self, work: asyncio.Task[Digests], told: Source) -> bool:
         """Renew the lease until the work has ended. False: it was lost."""
-        clock, moved, moved_at = self._crowd.clock, 0, self._crowd.clock()
-        while not (await asyncio.wait({work}, timeout=RENEW_S))[0]:
+        clock, moved, moved_at, lease_s = self._crowd.clock, 0, self._crowd.clock(), self._lease.lease_s
+        while not (await asyncio.wait({work}, timeout=lease_s / 3))[0]:
             if told.moved != moved:
                 moved, moved_at = told.moved, clock()
-            if clock() - moved_at < QUIET_S and not await self._lease.renew():
+            if clock() - moved_at < QUIET_LEASES * lease_s and not await self._lease.renew():
                 log.info("fetch_yields", extra={"event": "fetch_yields", "file": self._file.path, "key": self._key})
                 return False
         return True

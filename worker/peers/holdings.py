@@ -65,37 +65,41 @@ class Holdings:
             return self._blob(key) or self._part(key)
         return None
 
-    def read(self, held: Held, start: int, into: memoryview) -> tuple[int, int] | None:
-        """Fill the memory from there on. Returns what tells the file from others (device and number); None where the
-        bytes are not there any more."""
+    def read(self, held: Held, start: int, end: int) -> bytes | None:
+        """These bytes; None where they are not there any more."""
+        found = self._read(held, start, end)
+        return found[1] if found is not None else None
+
+    def chunk(self, key: str, held: Held, number: int) -> tuple[bytes, str] | None:
+        """A chunk and its SHA-256, which is computed once; None where it is not there any more."""
+        found = self._read(held, *chunks.span(number, held.size_bytes))
+        if found is None:
+            return None
+        known = self.sums(key, found[0])
+        sha256 = known[number] = known.get(number) or hashlib.sha256(found[1]).hexdigest()
+        return found[1], sha256
+
+    def chunk_sum(self, key: str, held: Held, number: int) -> str | None:
+        """The SHA-256 of a chunk; None where it is not there any more."""
+        inode = held.disk.identity(held.place)
+        known = self.sums(key, inode).get(number) if inode is not None else None
+        if known is None and (found := self.chunk(key, held, number)) is not None:
+            known = found[1]
+        return known
+
+    def _read(self, held: Held, start: int, end: int) -> tuple[tuple[int, int], bytes] | None:
+        """With what tells the file from others: device and number."""
         try:
             file = held.disk.open(held.place)
         except OSError:
             return None
         try:
-            told = os.fstat(file)
-            return (told.st_dev, told.st_ino) if _filled(file, start, into) else None
+            told, data = os.fstat(file), os.pread(file, end - start, start)
+            return ((told.st_dev, told.st_ino), data) if len(data) == end - start else None
         except OSError:
             return None
         finally:
             os.close(file)
-
-    def chunk(self, key: str, held: Held, number: int, into: memoryview) -> str | None:
-        """Fill the memory with a chunk. Returns its SHA-256, which is computed once; None where it is not there any
-        more."""
-        inode = self.read(held, chunks.span(number, held.size_bytes)[0], into)
-        if inode is None:
-            return None
-        known = self.sums(key, inode)
-        sha256 = known[number] = known.get(number) or hashlib.sha256(into).hexdigest()
-        return sha256
-
-    def chunk_sum(self, key: str, held: Held, number: int, scratch: memoryview) -> str | None:
-        """The SHA-256 of a chunk; None where it is not there any more."""
-        inode = held.disk.identity(held.place)
-        known = self.sums(key, inode).get(number) if inode is not None else None
-        start, end = chunks.span(number, held.size_bytes)
-        return known or self.chunk(key, held, number, scratch[: end - start])
 
     def sums(self, key: str, inode: tuple[int, int]) -> dict[int, str]:
         """The SHA-256 of the chunks of a file, as far as they are known: may be added to."""
@@ -150,13 +154,3 @@ class Holdings:
             os.close(journal)
         have = chunks.within(done, size)
         return Held(disk, (*place, "data"), size, have, complete=False) if have else None
-
-
-def _filled(file: int, start: int, into: memoryview) -> bool:
-    at = 0
-    while at < len(into):
-        got = os.preadv(file, [into[at:]], start + at)
-        if not got:
-            return False
-        at += got
-    return True

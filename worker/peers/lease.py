@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from typing import Final
 
 import orjson
 
@@ -14,14 +13,12 @@ from schemas.errors import PunaError
 
 log = logging.getLogger(__name__)
 
-LEASE_S: Final = 10.0
-RENEW_S: Final = 3.0
-
 
 class Lease:
     """This node's part in the lease of one file. No call raises."""
 
-    def __init__(self, bus: Bus, node: str, key: str) -> None:
+    def __init__(self, bus: Bus, node: str, key: str, lease_s: float) -> None:
+        self.lease_s = lease_s
         self._bucket = Bucket(bus, bus.names.bucket_leases)
         self._name = bus.names.lease_fetch(key)
         self._value = orjson.dumps({"node": node})
@@ -37,7 +34,7 @@ class Lease:
         try:
             if await self._bucket.get(self._name) is not None:
                 return False
-            self._revision = await self._bucket.create(self._name, self._value, ttl_s=LEASE_S)
+            self._revision = await self._bucket.create(self._name, self._value, ttl_s=self.lease_s)
         except WrongRevision:
             return False
         except PunaError as error:
@@ -50,7 +47,7 @@ class Lease:
         try:
             if self._revision is None:
                 return await self.take() is not False
-            self._revision = await self._bucket.update(self._name, self._value, last=self._revision, ttl_s=LEASE_S)
+            self._revision = await self._bucket.update(self._name, self._value, last=self._revision, ttl_s=self.lease_s)
         except WrongRevision:
             self._revision = None
             return await self.take() is not False

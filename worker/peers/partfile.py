@@ -15,6 +15,7 @@ from typing import Final
 
 from worker.devices import aside
 from worker.peers import chunks
+from worker.peers.hands import Hands
 from worker.sources import RemoteFile
 from worker.transfer.disk import disk_error, remains
 from worker.transfer.intervals import Intervals
@@ -38,13 +39,13 @@ def identity_of(file: RemoteFile) -> Identity | None:
 class PartFile:
     """Made by `open`, ended by `close`, both by its one owner."""
 
-    def __init__(self, part: Part, size_bytes: int, data: int, journal: Journal, done: Intervals) -> None:
+    def __init__(self, part: Part, hands: Hands, size_bytes: int, opened: tuple[int, Journal], done: Intervals) -> None:
         self.chunks = chunks.within(done, size_bytes)
         """Those that are there."""
         self._part = part
         self._size = size_bytes
-        self._data = data
-        self._journal = journal
+        self._hands = hands
+        self._data, self._journal = opened
         self._done = done
         self._lock = threading.Lock()
         self._unsynced = 0
@@ -63,7 +64,7 @@ class PartFile:
             return self._done.size
 
     @classmethod
-    async def open(cls, part: Part, identity: Identity, *, without: int = 0) -> PartFile:
+    async def open(cls, part: Part, identity: Identity, hands: Hands, *, without: int = 0) -> PartFile:
         """Go on with what is there, but for the chunks `without`. Raises `NoSpace`, `DiskFailed`."""
         found, size = await remains(part), identity.size or 0
         done = Intervals()
@@ -84,14 +85,14 @@ class PartFile:
                 raise
 
         try:
-            return cls(part, size, *await aside(begin, "peers-open"), done)
+            return cls(part, hands, size, await aside(begin, "peers-open"), done)
         except OSError as error:
             raise disk_error(error, part) from error
 
     async def write(self, chunk: int, data: memoryview, sha256: str) -> bool:
         """Compare and write. False, and nothing is written, where it is not what it should be. Raises `NoSpace`,
         `DiskFailed`. Cancelled, the write goes on; `close` waits for it."""
-        writing = aside(lambda: self._write(chunk, data, sha256), "peers-write")
+        writing = self._hands.do(lambda: self._write(chunk, data, sha256))
         self._writing.add(writing)
         writing.add_done_callback(self._writing.discard)
         try:

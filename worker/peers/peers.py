@@ -15,6 +15,7 @@ from worker.peers.answering import Answering
 from worker.peers.client import PeerClient
 from worker.peers.crowd import Crowd, Tell
 from worker.peers.fetcher import PeerFetcher
+from worker.peers.hands import Hands
 from worker.peers.holdings import Holdings
 from worker.peers.questions import Questions
 from worker.peers.settings import PeerSettings
@@ -39,22 +40,23 @@ class Peers:
     ) -> None:
         self._enabled = settings.enabled
         self._tasks = tasks
-        tokens = Tokens()
+        tokens, hands = Tokens(), Hands("peers")
         self.holdings: Final = Holdings(roots)
         self.address: Final = Address(advertise, bus.settings.servers)
-        self._uploads = Uploads(
+        self.uploads: Final = Uploads(
             self.holdings,
             tokens,
+            hands,
             tasks.start,
             max_uploads=settings.max_uploads,
             bytes_per_s=settings.upload_bytes_per_s,
         )
         self._answering = Answering(
-            bus, node, self.holdings, tokens, self.address, run=tasks.start, uploads=lambda: self._uploads.active
+            bus, node, self.holdings, tokens, self.address, hands, run=tasks.start, uploads=lambda: self.uploads.active
         )
         self._client = PeerClient(settings.stall_timeout_s)
         questions = Questions(bus, node, self.address.host)
-        self.crowd: Final = Crowd(bus, node, settings, self.holdings, questions, self._client, tell, tasks.start)
+        self.crowd: Final = Crowd(bus, node, settings, self.holdings, questions, self._client, hands, tell, tasks.start)
         self.fetcher: Final = PeerFetcher(inner, self.crowd)
 
     async def listens(self, host: str, port: int) -> None:
@@ -65,7 +67,7 @@ class Peers:
 
     def page(self, exchange: Exchange, headers: Sequence[Header]) -> None:
         """Answer a request below `uploads.PREFIX`. Raises a `PunaError` for one that is refused at once."""
-        self._uploads.handle(exchange, headers)
+        self.uploads.handle(exchange, headers)
 
     def stop(self) -> None:
         """Answer no questions any more, and end idle connections. Safe to call twice."""

@@ -28,5 +28,7 @@ class PeerSettings(BaseModel):
     """How long to wait for answers of other nodes before the source is asked."""
     stall_timeout_s: float = Field(default=5.0, gt=0)
     """A node that sends nothing for so long is left alone for a while."""
+    lease_s: float = Field(default=10.0, ge=2, le=600)
+    """Who asks a source says so for so long at a time; after one that died or froze, another follows then."""
     patience_s: float = Field(default=60.0, gt=0)
     """With no byte from any node for so long, the source is asked although another node is at it."""

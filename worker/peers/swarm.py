@@ -20,8 +20,9 @@ log = logging.getLogger(__name__)
 
 PULLS: Final = 4
 """Chunks of one file that are on their way at once."""
-ASK_S: Final = 2.0
-"""How often all are asked, while something comes or somebody who has more is known."""
+ASK_LEAST_S: Final = 1.0
+ASK_MOST_S: Final = 8.0
+"""How often all are asked, while something comes or somebody who has more is known: ever less often."""
 ASK_LOST_S: Final = 0.5
 """How often while nobody is known."""
 POLL_S: Final = 0.25
@@ -51,6 +52,7 @@ class Swarm:
         self._under_way = 0
         self._sums: dict[int, str] = {}
         self._mark = ""
+        self._ask_s = ASK_LEAST_S / 2
         self._ask_at = 0.0
         self._lease_at = 0.0
         self._poll_at = 0.0
@@ -123,7 +125,8 @@ class Swarm:
         if now < self._ask_at:
             return True
         known = self.holders.available(missing) or self.holders.growing() is not None
-        self._ask_at = now + (ASK_S if known else ASK_LOST_S) * (0.5 + crowd.dice())
+        self._ask_s = min(self._ask_s * 2, ASK_MOST_S) if known else ASK_LEAST_S / 2
+        self._ask_at = now + max(self._ask_s, ASK_LOST_S) * (0.5 + crowd.dice())
         asked = crowd.questions.ask(self._mark, self._key, file.chunks)
         return asked or bool(self._pulls) or bool(self.holders.available(missing))
 

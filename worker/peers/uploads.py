@@ -19,8 +19,8 @@ from schemas.errors import AuthenticationFailed, MethodNotAllowed, NotFound, Una
 from schemas.peer import CHUNK_BYTES
 from web import Exchange, Header
 from web.keys import presented
-from worker.devices import aside
 from worker.peers import chunks
+from worker.peers.hands import Hands
 from worker.peers.holdings import Held, Holdings
 from worker.peers.tokens import Tokens
 from worker.transfer.limits import TokenBucket
@@ -37,27 +37,35 @@ Run = Callable[[str, Coroutine[Any, Any, None]], object]
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """An answer: `span` None is a range that is not to be had; with `sha256` its one chunk was read already."""
+    """An answer: `span` None is a range that is not to be had; with `data` its one chunk was read already."""
 
     held: Held
     span: tuple[int, int] | None
+    status: int
+    data: bytes | None = None
     sha256: str | None = None
-    status: int = 206
 
 
 class Uploads:
     """`run` starts a named task. `active`: chunks and ranges that are on their way out."""
 
     def __init__(
-        self, holdings: Holdings, tokens: Tokens, run: Run, *, max_uploads: int, bytes_per_s: int | None
+        self,
+        holdings: Holdings,
+        tokens: Tokens,
+        hands: Hands,
+        run: Run,
+        *,
+        max_uploads: int,
+        bytes_per_s: int | None,
     ) -> None:
         self.active = 0
         self.sent_bytes = 0
         self._holdings = holdings
         self._tokens = tokens
+        self._hands = hands
         self._run = run
         self._max = max_uploads
-        self._memory: list[bytearray] = []
         self._bucket = TokenBucket(bytes_per_s) if bytes_per_s else None
 
     def handle(self, exchange: Exchange, headers: Sequence[Header]) -> None:
@@ -84,53 +92,49 @@ class Uploads:
 
     # -- bytes -------------------------------------------------------------------------------------------------------
     async def _bytes(self, exchange: Exchange, key: str, headers: Sequence[Header]) -> None:
-        memory = self._memory.pop() if self._memory else bytearray(CHUNK_BYTES)
         text = exchange.request.headers.get("range")
-        found = await aside(lambda: self._found(key, text, memory), "peers-read")
+        found = await self._hands.do(lambda: self._found(key, text))
         if found is None:
             _refuse(exchange, NotFound("this file is not here any more"), headers)
         elif found.span is None:
             told = [*headers, ("content-range", f"bytes */{found.held.size_bytes}")]
             exchange.respond(416, b"", content_type=_BYTES, headers=told)
         else:
-            await self._send(exchange, found, found.span, memory, [*headers, *_told(key, found)])
-        self._memory.append(memory)
+            await self._send(exchange, found, found.span, [*headers, *_told(key, found)])
 
-    def _found(self, key: str, text: str | None, memory: bytearray) -> _Found | None:
-        """What is asked for; a whole chunk is in the memory then."""
+    def _found(self, key: str, text: str | None) -> _Found | None:
+        """What is asked for; a whole chunk is read at once."""
         held = self._holdings.look(key)
         if held is None:
             return None
-        span = _asked(text, held)
+        span, status = _asked(text, held), 206 if text else 200
         if span is None:
-            return _Found(held, None)
+            return _Found(held, None, status)
         number = span[0] // CHUNK_BYTES
         if span != chunks.span(number, held.size_bytes):
-            return _Found(held, span, status=206 if text else 200)
-        sha256 = self._holdings.chunk(key, held, number, memoryview(memory)[: span[1] - span[0]])
-        return _Found(held, span, sha256, 206 if text else 200) if sha256 is not None else None
+            return _Found(held, span, status)
+        chunk = self._holdings.chunk(key, held, number)
+        return _Found(held, span, status, *chunk) if chunk is not None else None
 
-    async def _send(
-        self, exchange: Exchange, found: _Found, span: tuple[int, int], memory: bytearray, headers: Sequence[Header]
-    ) -> None:
+    async def _send(self, exchange: Exchange, found: _Found, span: tuple[int, int], headers: Sequence[Header]) -> None:
         drained = asyncio.Event()
         exchange.on_drained = exchange.on_closed = drained.set
         for start in range(span[0], span[1], CHUNK_BYTES):
-            view = memoryview(memory)[: min(CHUNK_BYTES, span[1] - start)]
-            if found.sha256 is None and not await self._read(found.held, start, view):
+            data = found.data or await self._read(found.held, start, min(start + CHUNK_BYTES, span[1]))
+            if data is None:
                 exchange.abort()
                 return
-            await self._spend(len(view))
+            await self._spend(len(data))
             if not exchange.started:
                 exchange.start(found.status, content_type=_BYTES, headers=headers, length=span[1] - span[0])
             drained.clear()
-            exchange.write(bytes(view))
+            exchange.write(data)
             if not exchange.writable and not exchange.closed:
                 await drained.wait()
         exchange.finish()
 
-    async def _read(self, held: Held, start: int, view: memoryview) -> bool:
-        return await aside(lambda: self._holdings.read(held, start, view), "peers-read") is not None
+    async def _read(self, held: Held, start: int, end: int) -> bytes | None:
+        return await self._hands.do(lambda: self._holdings.read(held, start, end))
 
     async def _spend(self, count: int) -> None:
         self.sent_bytes += count
@@ -139,13 +143,13 @@ class Uploads:
 
     # -- chunks ------------------------------------------------------------------------------------------------------
     async def _chunks(self, exchange: Exchange, key: str, headers: Sequence[Header]) -> None:
-        held = await aside(lambda: self._holdings.look(key), "peers-look")
+        held = await self._hands.do(lambda: self._holdings.look(key))
         if held is None:
             _refuse(exchange, NotFound("this file is not here any more"), headers)
             return
         first = exchange.request.query.get("from", "0")
         at = int(first) if first.isdecimal() and len(first) < 10 else 0
-        sums = await aside(lambda: self._sums(key, held, at), "peers-sums")
+        sums = await self._hands.do(lambda: self._sums(key, held, at))
         told = {
             "size_bytes": held.size_bytes,
             "chunk_bytes": CHUNK_BYTES,
@@ -158,11 +162,7 @@ class Uploads:
 
     def _sums(self, key: str, held: Held, at: int) -> list[str | None]:
         numbers = range(at, min(at + SUMS_AT_ONCE, chunks.count_of(held.size_bytes)))
-        scratch = memoryview(bytearray(CHUNK_BYTES)) if numbers else memoryview(b"")
-        return [
-            self._holdings.chunk_sum(key, held, number, scratch) if held.have >> number & 1 else None
-            for number in numbers
-        ]
+        return [self._holdings.chunk_sum(key, held, number) if held.have >> number & 1 else None for number in numbers]
 
 
 def have_text(have: int) -> str:

@@ -5,6 +5,7 @@ All calls block and raise `OSError`. Whoever changes something holds the root's 
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import secrets
@@ -107,11 +108,9 @@ class Root:
     def probe(self) -> None:
         """That the folder can be read, and written to where that is allowed. Raises `RootGone`, `OSError`."""
         self.check()
-        os.listdir(self.disk.root)  # noqa: PTH208  only whether it can be
-        if self.writable:
-            place = (f"{TEMPORARY}probe-{os.getpid()}",)
-            os.close(self.disk.create(place))
-            self.disk.unlink(place)
+        needed = os.R_OK | os.X_OK | (os.W_OK if self.writable else 0)
+        if not os.access(self.disk.root, needed):
+            raise PermissionError(errno.EACCES, "it may not be read and written, or its file system is read-only")
 
     def lock(self) -> int | None:
         """The right to change; None while another worker has it. Raises `RootGone`."""

@@ -1,4 +1,8 @@
-"""Files of the node itself, copied into the store: by reference where the file system can, else piece by piece."""
+"""Files of the node itself, copied into the store: by reference where the file system can, else piece by piece.
+
+A copy has a journal like a download: what an earlier process has copied of the same file is read back for the digest,
+and not copied again.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,8 @@ from worker.devices import aside
 from worker.sources import Changed, NotThere, RemoteFile, SourceError
 from worker.transfer.disk import disk_error
 from worker.transfer.hashing import Digester
+from worker.transfer.intervals import Intervals
+from worker.transfer.journal import Identity, Journal, boot_id, read
 from worker.transfer.limits import Share
 from worker.transfer.part import Digests, Part
 
@@ -26,7 +32,7 @@ _PLAIN: Final = (errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errn
 
 
 async def copy_file(file: RemoteFile, part: Part, on_bytes: Callable[[int], None], share: Share) -> Digests:
-    """Copy what `file.url` (file://) names to `part.data`, synced. Always from the start: a copy has no journal.
+    """Copy what `file.url` (file://) names to `part.data`, synced; what is there of it already is kept.
 
     Raises `NotThere`, `Changed` if it has not the size that was listed, `NoSpace`, `DiskFailed`.
     """
@@ -56,6 +62,7 @@ class _Copy:
         self._share = share
         self._on_bytes = on_bytes
         self._loop = asyncio.get_running_loop()
+        self._piece = memoryview(bytearray(PIECE_BYTES))
 
     def run(self) -> Digests:
         path = unquote(urlsplit(self._file.url).path)
@@ -64,8 +71,9 @@ class _Copy:
         except OSError as error:
             raise NotThere(f"{path}: {error.strerror}") from error
         try:
-            target = os.open(self._part.data, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            target = os.open(self._part.data, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
+                fcntl.flock(target, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return self._copied(source, target)
             finally:
                 os.close(target)
@@ -76,23 +84,48 @@ class _Copy:
 
     def _copied(self, source: int, target: int) -> Digests:
         found = os.fstat(source)
-        size = found.st_size
         if not stat.S_ISREG(found.st_mode):
             raise NotThere(f"{self._file.path}: is no regular file")
-        if self._file.size_bytes is not None and size != self._file.size_bytes:
-            raise Changed(f"{self._file.path}: has {size} bytes, not {self._file.size_bytes}")
-        digester = Digester(self._file.digest.algorithm if self._file.digest else None, size)
-        cloned = _clone(source, target)
-        piece = memoryview(bytearray(PIECE_BYTES))
-        while not self.stop.is_set() and (count := os.preadv(target if cloned else source, [piece], digester.size)):
-            if not cloned:
-                _write_all(target, piece[:count], digester.size)
-            digester.update(piece[:count])
-            self._loop.call_soon_threadsafe(self._on_bytes, count)
-            self.stop.wait(self._share_wait(count))
+        if self._file.size_bytes is not None and found.st_size != self._file.size_bytes:
+            raise Changed(f"{self._file.path}: has {found.st_size} bytes, not {self._file.size_bytes}")
+        digest = self._file.digest
+        identity = Identity(found.st_size, str(digest) if digest else None, f"{found.st_ino}-{found.st_mtime_ns}")
+        digester = Digester(digest.algorithm if digest else None, found.st_size)
+        there = self._there(target, identity)
+        os.ftruncate(target, there)
+        if not there and _clone(source, target):
+            there = found.st_size
+        journal = Journal.begin(self._part.journal, identity, Intervals([(0, there)]), synced=False)
+        try:
+            self._hashed(target, digester, there)
+            self._rest(source, target, digester, journal)
+        finally:
+            journal.close()
         if self.stop.is_set():
             raise SourceError("stopped")
         return digester.result()
+
+    def _there(self, target: int, identity: Identity) -> int:
+        """How much of the same file an earlier process has copied."""
+        found = read(self._part.journal, boot_id())
+        return min(found.done.reach(0), os.fstat(target).st_size) if found and found.identity == identity else 0
+
+    def _hashed(self, target: int, digester: Digester, end: int) -> None:
+        while digester.size < end and not self.stop.is_set():
+            piece = self._piece[: end - digester.size]
+            count = os.preadv(target, [piece], digester.size)
+            if not count:
+                raise OSError(f"the file ends at byte {digester.size}, where it was {end} bytes long")
+            digester.update(piece[:count])
+            self._loop.call_soon_threadsafe(self._on_bytes, count)
+
+    def _rest(self, source: int, target: int, digester: Digester, journal: Journal) -> None:
+        while not self.stop.is_set() and (count := os.preadv(source, [self._piece], digester.size)):
+            _write_all(target, self._piece[:count], digester.size)
+            journal.written(digester.size, digester.size + count)
+            digester.update(self._piece[:count])
+            self._loop.call_soon_threadsafe(self._on_bytes, count)
+            self.stop.wait(self._share_wait(count))
 
     def _share_wait(self, count: int) -> float:
         if self._share.piece_bytes is None:

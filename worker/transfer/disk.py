@@ -29,7 +29,7 @@ from worker.transfer.part import Digests, Part
 
 log = logging.getLogger(__name__)
 
-SYNC_BYTES: Final = 64 << 20
+SYNC_BYTES: Final = 32 << 20
 ABANDON_LIMIT_S: Final = 5.0
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _OPEN: Final = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+from worker.devices import aside
 from worker.sources import RemoteFile
 from worker.transfer.asking import Means, Sign
 from worker.transfer.buffers import BufferPool
@@ -16,6 +17,7 @@ from worker.transfer.client import Client
 from worker.transfer.cooldown import Cooldown
 from worker.transfer.copying import copy_file
 from worker.transfer.dial import Dial
+from worker.transfer.disk import discard
 from worker.transfer.limits import Limits
 from worker.transfer.part import Digests, Part
 from worker.transfer.settings import DownloadSettings
@@ -83,6 +85,7 @@ class Fetcher:
                 digests = await copy_file(file, part, on_bytes, self._means.limits.share(source, file.url))
                 error = check(file, digests)
                 if error is not None:
+                    await aside(lambda: discard(part), "transfer-discard")
                     raise error
                 return digests
             return await Transfer(self._means, file, sign, part, on_bytes, source).run()

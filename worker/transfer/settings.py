@@ -23,9 +23,11 @@ class DownloadSettings(BaseModel):
     multipart_threshold_bytes: int = Field(default=200_000_000, ge=1 << 20)
     """A file of at least this size comes over several connections."""
     piece_bytes: int = Field(default=64 << 20, ge=1 << 20)
-    """What one connection asks for at a time, of a file above the threshold."""
+    """The most that one connection asks for at a time, of a file above the threshold. Where requests cost no time it is
+    less, down to 4 MiB."""
     buffer_bytes: int = Field(default=16 << 20, ge=4 << 20)
-    """Of all downloads together: what has been received and is not yet written."""
+    """Of all downloads together: what has been received and is not yet written. A file has a share of it, which is at
+    most a two-hundredth of its own size."""
     download_retry: int = Field(default=3, ge=0, le=100)
     """Tries after the first, in a row and without progress; of a hub see `hf_max_retries`."""
     retry_interval_s: float = Field(default=1.0, ge=0, le=300)

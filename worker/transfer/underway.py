@@ -14,7 +14,7 @@ LOST_PART: Final = 100
 """One of so many bytes may be lost with a process that is killed."""
 MEMORY_LEAST_BYTES: Final = 512 << 10
 SYSTEM_LEAST_BYTES: Final = 128 << 10
-PIECE_LEAST_BYTES: Final = 8 << 20
+PIECE_LEAST_BYTES: Final = 4 << 20
 PIECES: Final = 256
 PIECE_BYTES_PER_S: Final = 3_000_000_000
 """Ten times what one connection brings at its best: so a request's round trip is a tenth of its piece's time."""

@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[3]
 ENGINE = ROOT / "tests" / "fakes" / "engine.py"
 MODEL = "org/fake-1.5:Q4"
 TOKEN = "org=2Ffake-1=2E5=3AQ4"
+_NAMES = itertools.count()
 QUESTION: dict[str, Any] = {"messages": [{"role": "user", "content": "count"}]}
 
 
@@ -98,20 +99,68 @@ def spawn(arguments: list[str], log: Path, **environment: str) -> subprocess.Pop
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=out, env=environ, cwd=log.parent)
 
 
+async def begun(node: str, nats_url: str, config: Path, folder: Path, *arguments: str) -> Worker:
+    """A worker that takes requests."""
+    log = folder / f"{node}.log"
+    base = ["--config", str(config), "--nats", nats_url, "--node", node, "--http", "127.0.0.1:0"]
+    process = spawn([*base, "--state-dir", str(folder / f"state-{node}"), "--log-format", "json", *arguments], log)
+    assert process.stdout is not None
+    line = await asyncio.to_thread(process.stdout.readline)
+    assert line, log.read_text()
+    return Worker(node, process, log, json.loads(line))
+
+
+@dataclass
+class Shared:
+    """A worker with the default settings on a server of its own, for all tests of a file that leave it as it was."""
+
+    worker: Worker
+    nats_url: str
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory, fake: Callable[[str], Any]) -> Iterator[Shared]:
+    """Its engine is ready."""
+    folder = tmp_path_factory.mktemp("shared")
+    server = fake("natsd").NatsServer(folder / "nats", "")
+    server.start()
+    model = {"model": MODEL, "path": str(fake("gguf").write(folder / "model.gguf")), "slots": 2}
+    config = folder / "worker.yaml"
+    config.write_text(yaml.safe_dump({"models": [model], "engine": {"path": str(ENGINE)}}))
+
+    async def start() -> Worker:
+        worker = await begun("n1", server.url, config, folder)
+        await until(lambda: worker.lines("engine_ready"), 60)
+        return worker
+
+    worker = asyncio.run(start())
+    yield Shared(worker, server.url)
+    end_tree(worker.process)
+    server.kill()
+
+
+@pytest.fixture
+def shared_worker(shared: Shared) -> Worker:
+    """The worker of all tests of this file that leave it as it was."""
+    return shared.worker
+
+
+@pytest.fixture
+async def shared_requester(shared: Shared) -> AsyncIterator[Requester]:
+    """A requester on its server."""
+    requester = Requester(await nats.connect(shared.nats_url), f"s{next(_NAMES)}")
+    await requester.start()
+    yield requester
+    await requester.stop()
+
+
 @pytest.fixture
 async def new_worker(nats_server: Any, tmp_path: Path, write_config: Callable[..., Path]) -> AsyncIterator[NewWorker]:
     """Factory: `await new_worker(slots=2, flags={"chunks": 20})` → a worker whose engine is ready."""
     started: list[Worker] = []
 
     async def make(node: str = "n1", *, ready: bool = True, arguments: tuple[str, ...] = (), **config: Any) -> Worker:
-        path, log = write_config(**config), tmp_path / f"{node}.log"
-        base = ["--config", str(path), "--nats", nats_server.url, "--node", node, "--http", "127.0.0.1:0"]
-        base += ["--state-dir", str(tmp_path / f"state-{node}"), "--log-format", "json", *arguments]
-        process = spawn(base, log)
-        assert process.stdout is not None
-        line = await asyncio.to_thread(process.stdout.readline)
-        assert line, log.read_text()
-        worker = Worker(node, process, log, json.loads(line))
+        worker = await begun(node, nats_server.url, write_config(**config), tmp_path, *arguments)
         started.append(worker)
         if ready:
             await until(lambda: worker.lines("engine_ready"))

@@ -46,14 +46,14 @@ async def get(worker: Any, path: str, **headers: str) -> tuple[int, bytes]:
     return await asyncio.to_thread(fetch)
 
 
-async def test_a_node_answers_chats_without_any_gateway(new_worker: Any, client: Any) -> None:
-    worker = await new_worker()
+async def test_a_node_answers_chats_without_any_gateway(shared_worker: Any, client: Any) -> None:
+    worker = shared_worker
     answer = await client(worker).chat.completions.create(model=MODEL, messages=ASK)
     assert answer.choices[0].message.content == TEXT
 
 
-async def test_a_node_streams_chats_without_any_gateway(new_worker: Any, client: Any) -> None:
-    worker = await new_worker()
+async def test_a_node_streams_chats_without_any_gateway(shared_worker: Any, client: Any) -> None:
+    worker = shared_worker
     parts = [
         chunk.choices[0].delta.content or ""
         async for chunk in await client(worker).chat.completions.create(model=MODEL, messages=ASK, stream=True)
@@ -94,8 +94,8 @@ async def test_an_engine_that_dies_mid_stream_ends_it_with_an_error_event(new_wo
             pass
 
 
-async def test_wrong_requests_are_refused_in_openais_shape(new_worker: Any, client: Any) -> None:
-    worker = await new_worker()
+async def test_wrong_requests_are_refused_in_openais_shape(shared_worker: Any, client: Any) -> None:
+    worker = shared_worker
     openai = client(worker)
     with pytest.raises(NotFoundError) as unknown:
         await openai.chat.completions.create(model="nobody", messages=ASK)
@@ -119,8 +119,8 @@ async def test_every_answer_carries_a_request_id(new_worker: Any) -> None:
         assert re.fullmatch(r"[0-9a-f]{24}", bad.headers["x-request-id"])
 
 
-async def test_pages_tell_of_the_node(new_worker: Any, requester: Any, client: Any) -> None:
-    worker = await new_worker()
+async def test_pages_tell_of_the_node(shared_worker: Any, shared_requester: Any, client: Any) -> None:
+    worker = shared_worker
     status, body = await get(worker, "/v1/node/inventory")
     beat = json.loads(body)
     assert status == 200
@@ -129,7 +129,7 @@ async def test_pages_tell_of_the_node(new_worker: Any, requester: Any, client: A
     assert [model.id async for model in await client(worker).models.list()] == [MODEL]
     assert (await get(worker, "/healthz"))[0] == (await get(worker, "/livez"))[0] == 200
     assert (await get(worker, "/readyz"))[0] == 200
-    assert requester.client.is_connected
+    assert shared_requester.client.is_connected
 
 
 async def test_ready_says_why_not(new_worker: Any, nats_server: Any, wait_until: Any, client: Any) -> None:
@@ -194,8 +194,8 @@ async def test_a_missing_engine_is_exit_69_with_what_to_do(run_worker: Any, tmp_
     assert "nothing" in (tmp_path / "bare.log").read_text()
 
 
-async def test_a_taken_port_is_told(run_worker: Any, tmp_path: Path, new_worker: Any, nats_server: Any) -> None:
-    worker = await new_worker()
+async def test_a_taken_port_is_told(run_worker: Any, tmp_path: Path, shared_worker: Any, nats_server: Any) -> None:
+    worker = shared_worker
     address = worker.http.removeprefix("http://")
     process = run_worker(["--nats", nats_server.url, "--node", "n2", "--http", address, "--state-dir", str(tmp_path)])
     assert await asyncio.to_thread(process.wait, 20) == 1

@@ -15,9 +15,8 @@ TEXT = "".join(f"t{number} " for number in range(20))
 WAIT_S = 15
 
 
-async def test_a_framed_request_from_the_line_is_answered_in_numbered_frames(new_worker: Any, requester: Any) -> None:
-    await new_worker()
-    stream = await requester.ask()
+async def test_a_framed_request_from_the_line_is_answered_in_numbered_frames(shared_requester: Any) -> None:
+    stream = await shared_requester.ask()
     async with asyncio.timeout(WAIT_S):
         await stream.done.wait()
     assert stream.kinds[:2] == ["accept", "open"]
@@ -28,18 +27,19 @@ async def test_a_framed_request_from_the_line_is_answered_in_numbered_frames(new
     assert stream.data.endswith(b"data: [DONE]\n\n")
     assert stream.last["data_frames"] == stream.kinds.count("data")
     assert stream.last["timings"]["predicted_n"] == 20
-    info = await requester.client.jetstream().stream_info("PUNA_QUEUE")
+    info = await shared_requester.client.jetstream().stream_info("PUNA_QUEUE")
     assert info.state.messages == 0
 
 
-async def test_data_frames_hold_whole_events(new_worker: Any, requester: Any) -> None:
-    await new_worker()
-    stream = requester.expect()
+async def test_data_frames_hold_whole_events(shared_requester: Any) -> None:
+    stream = shared_requester.expect()
     frames: list[bytes] = []
     take = stream.take
     stream.take = lambda raw: (frames.append(raw), take(raw))
     body = json.dumps(QUESTION | {"stream": True}).encode()
-    await requester.client.jetstream().publish(f"puna.queue.batch.{TOKEN}", body, headers=requester.headers(stream))
+    await shared_requester.client.jetstream().publish(
+        f"puna.queue.batch.{TOKEN}", body, headers=shared_requester.headers(stream)
+    )
     async with asyncio.timeout(WAIT_S):
         await stream.done.wait()
     data = [raw.partition(b"\n")[2] for raw in frames if raw.startswith(b"data ")]
@@ -47,26 +47,23 @@ async def test_data_frames_hold_whole_events(new_worker: Any, requester: Any) ->
     assert all(payload.endswith(b"\n\n") for payload in data)
 
 
-async def test_a_framed_answer_that_is_no_stream_comes_whole(new_worker: Any, requester: Any) -> None:
-    await new_worker()
-    stream = await requester.ask(stream=False)
+async def test_a_framed_answer_that_is_no_stream_comes_whole(shared_requester: Any) -> None:
+    stream = await shared_requester.ask(stream=False)
     async with asyncio.timeout(WAIT_S):
         await stream.done.wait()
     assert json.loads(stream.data)["choices"][0]["message"]["content"] == TEXT
     assert stream.last["usage"]["completion_tokens"] == 20
 
 
-async def test_a_plain_client_gets_the_body_as_one_message(new_worker: Any, requester: Any) -> None:
-    await new_worker()
-    answer = await requester.client.request(GROUP, json.dumps(QUESTION).encode(), timeout=WAIT_S)
+async def test_a_plain_client_gets_the_body_as_one_message(shared_requester: Any) -> None:
+    answer = await shared_requester.client.request(GROUP, json.dumps(QUESTION).encode(), timeout=WAIT_S)
     assert answer.headers is None
     assert json.loads(answer.data)["choices"][0]["message"]["content"] == TEXT
 
 
-async def test_a_plain_client_gets_a_stream_and_then_an_empty_message(new_worker: Any, requester: Any) -> None:
-    await new_worker()
-    subscription = await requester.client.subscribe("_T.stream")
-    await requester.client.publish(GROUP, json.dumps(QUESTION | {"stream": True}).encode(), reply="_T.stream")
+async def test_a_plain_client_gets_a_stream_and_then_an_empty_message(shared_requester: Any) -> None:
+    subscription = await shared_requester.client.subscribe("_T.stream")
+    await shared_requester.client.publish(GROUP, json.dumps(QUESTION | {"stream": True}).encode(), reply="_T.stream")
     parts: list[bytes] = []
     while (message := await subscription.next_msg(timeout=WAIT_S)).data:
         parts.append(message.data)
@@ -74,9 +71,8 @@ async def test_a_plain_client_gets_a_stream_and_then_an_empty_message(new_worker
     assert b"".join(parts).endswith(b"data: [DONE]\n\n")
 
 
-async def test_a_bad_body_of_a_plain_client_is_refused_by_name(new_worker: Any, requester: Any) -> None:
-    await new_worker()
-    answer = await requester.client.request(GROUP, json.dumps(QUESTION | {"id_slot": 1}).encode(), timeout=3)
+async def test_a_bad_body_of_a_plain_client_is_refused_by_name(shared_requester: Any) -> None:
+    answer = await shared_requester.client.request(GROUP, json.dumps(QUESTION | {"id_slot": 1}).encode(), timeout=3)
     assert answer.headers["Nats-Service-Error-Code"] == "400"
     assert json.loads(answer.data)["error"]["param"] == "id_slot"
 
@@ -217,9 +213,8 @@ async def test_a_node_without_a_free_slot_refuses_a_framed_request_at_once(new_w
     assert refused.last["status"] == 503
 
 
-async def test_a_node_serves_a_framed_request_that_names_it(new_worker: Any, requester: Any) -> None:
-    await new_worker()
-    stream = await requester.ask_node("n1")
+async def test_a_node_serves_a_framed_request_that_names_it(shared_requester: Any) -> None:
+    stream = await shared_requester.ask_node("n1")
     async with asyncio.timeout(WAIT_S):
         await stream.done.wait()
     assert stream.text == TEXT

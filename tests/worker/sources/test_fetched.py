@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from schemas.source import parse_source
-from worker.sources import Corrupt, Denied, Gated, Listing, Secrets, Source, Want
+from worker.sources import Changed, Corrupt, Denied, Gated, Listing, Secrets, Source, Want
 from worker.sources.asking import Patience
 from worker.sources.hub import Hub
 from worker.sources.s3 import ObjectStore
@@ -70,6 +70,10 @@ FAULTS: list[dict[str, Any]] = [
     {"kind": "status", "role": "storage", "status": 429, "retry_after": "0", "times": 1},
     {"kind": "status", "role": "storage", "status": 403, "times": 1, "skip": 1},
     {"kind": "redirect", "role": "storage", "to": "elsewhere"},
+    {"kind": "reset", "role": "storage", "phase": "connect", "times": 2},
+    {"kind": "reset", "role": "storage", "phase": "head", "times": 2},
+    {"kind": "reset", "role": "storage", "phase": "body", "after_bytes": 200_000, "times": 3},
+    {"kind": "reset", "role": "hub", "phase": "request", "match": "*/resolve/*", "times": 1},
 ]
 
 
@@ -107,12 +111,53 @@ async def test_a_small_file_is_checked_by_the_hash_that_git_has(hub: Any) -> Non
         await way.fetch(want, listing, "config.json")
 
 
+async def test_a_size_that_the_listing_lies_about_is_told(hub: Any, tmp_path: Path) -> None:
+    _, way = hub
+    told = {"gated": True, "readers": [TOKEN], "sizes": {"m-Q4_K_M.gguf": len(BIG) + 1}}
+    (tmp_path / "root/o/r/repo.json").write_text(json.dumps(told))
+    want, listing = await way.listing("hf://o/r")
+    with pytest.raises(Changed, match=f"m-Q4_K_M.gguf: has {len(BIG)} bytes, not {len(BIG) + 1}"):
+        await way.fetch(want, listing, "m-Q4_K_M.gguf")
+
+
+async def test_links_that_end_while_bytes_come_are_asked_for_anew(hub: Any) -> None:
+    fake, way = hub
+    fake.post("/-/links", {"lifetime_s": 0.6})
+    fake.fault("throttle", role="storage", bytes_per_s=MB)
+    want, listing = await way.listing("hf://o/r")
+    assert (await way.fetch(want, listing, "m-Q4_K_M.gguf")).sha256 == hashlib.sha256(BIG).hexdigest()
+    assert len([each for each in fake.requests(role="hub") if "/resolve/" in each["path"]]) > 2
+
+
 async def test_access_that_ends_between_metadata_and_bytes_is_said(hub: Any, tmp_path: Path) -> None:
     _, way = hub
     want, listing = await way.listing("hf://o/r")
     (tmp_path / "root/o/r/repo.json").write_text(json.dumps({"gated": True}))
     with pytest.raises((Gated, Denied)):
         await way.fetch(want, listing, "m-Q4_K_M.gguf")
+
+
+@pytest.mark.parametrize("told", ["etag", "sha256", "md5 of a multipart", "sha256 of a multipart"])
+async def test_a_flipped_bit_of_an_object_is_caught(
+    start: Any, files: Any, secrets: Any, tmp_path: Path, told: str
+) -> None:
+    root = files({"bkt/m.gguf": BIG})
+    (root / "bkt/.public").touch()
+    (root / "bkt/.listed.json").write_text(json.dumps({"multipart": ["m.gguf"] if "multipart" in told else []}))
+    fake = start("objects.py", root)
+    way = Way(ObjectStore(PATIENCE), secrets(), tmp_path)
+    algorithm = told.split()[0]
+    checksums = {} if told == "etag" else {"*": f"{algorithm}:{hashlib.new(algorithm, BIG).hexdigest()}"}
+    want, listing = await way.listing("s3://bkt/m.gguf", checksums=checksums, parameters={"endpoint": fake.url})
+    fake.fault("flip", method="GET", at=3 * MB, times=1)
+    digests = await way.fetch(want, listing, "m.gguf")
+    assert digests.sha256 == hashlib.sha256(BIG).hexdigest()
+    for name in ("data", "journal"):
+        (way.work / name).unlink(missing_ok=True)
+    fake.fault("flip", method="GET", at=3 * MB)
+    with pytest.raises(Corrupt, match=r"m\.gguf"):
+        await way.fetch(want, listing, "m.gguf")
+    way.fetcher.close()
 
 
 async def test_objects_come_in_ranges_by_signed_urls_and_a_flipped_bit_is_caught(

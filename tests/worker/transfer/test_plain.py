@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.sources import Changed, SourceError, Unreachable
+from worker.settings import settings_from
+from worker.sources import Changed, SourceError, Unreachable, origin_of
 from worker.transfer.backoff import ASKED_LONGEST_S, LONGEST_S, Backoff, retry_after_s
 from worker.transfer.connection import Head
+from worker.transfer.dial import Origin
 from worker.transfer.intervals import Intervals
 from worker.transfer.limits import Limits, TokenBucket
 from worker.transfer.pieces import Pieces
 from worker.transfer.ranged import RangesBroken, span_of, validator_of
+from worker.transfer.underway import memory_bytes, piece_bytes, system_bytes
 
 SPANS = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), max_size=30)
 
@@ -90,6 +94,7 @@ def test_waits_grow_are_spread_and_end():
     assert backoff.failed(0.0) == 0.0
     assert backoff.failed(0.5, retry_after_s=100.0) == 105.0
     assert backoff.failed(0.5, retry_after_s=301.0) is None
+    assert Backoff(10.0, 8).failed(0.5, retry_after_s=0.0) == 5.0
 
 
 @pytest.mark.parametrize(
@@ -136,3 +141,59 @@ def test_heads_that_cannot_be_right_are_refused_before_a_byte_is_taken(status, h
 def test_only_a_strong_etag_stands_in_if_range():
     for etag, found in (('"a"', '"a"'), ('W/"a"', None), ("", None), ('"', None), ("a", None)):
         assert validator_of(Head(200, {"etag": etag}, 1)) == found
+
+
+@pytest.mark.parametrize(
+    ("url", "origin"),
+    [
+        ("https://Hub.Example/a/b?c#d", "https://hub.example"),
+        ("https://hub.example:443/", "https://hub.example"),
+        ("http://hub.example:443/", "http://hub.example:443"),
+        ("http://user:word@hub.example:80/", "http://hub.example"),
+        ("http://[::1]:8080/x", "http://[::1]:8080"),
+        ("http://[2001:DB8::1]/x", "http://[2001:db8::1]"),
+    ],
+)
+def test_an_origin_has_one_name_wherever_it_is_asked_for(url, origin):
+    assert origin_of(url) == origin
+    assert str(Origin.of(url)) == origin
+
+
+@given(st.integers(0, 1 << 42), st.integers(1, 32), st.floats(0, 2), st.integers(4096, 1 << 25))
+def test_what_is_under_way_is_a_hundredth_of_a_file_where_the_way_is_short(size, connections, way_s, most):
+    memory, system = memory_bytes(size, 4 << 20), system_bytes(size, connections, way_s, most)
+    assert (512 << 10) <= memory <= (4 << 20)
+    if system is None:
+        assert way_s > 0
+        return
+    assert system <= most
+    if size >= 100 << 20 and connections <= 4 and way_s < 50e-6:
+        assert memory + 2 * system * connections <= max(size / 100, (512 << 10) + connections * (256 << 10))
+
+
+def test_where_the_way_is_long_or_not_known_the_system_finds_its_buffers_itself():
+    assert system_bytes(1 << 30, 4, 0.05, 212_992) is None
+    assert system_bytes(1 << 30, 4, None, 212_992) is None
+    assert system_bytes(1 << 30, 4, 0.0001, 212_992) == 212_992
+    assert system_bytes(200 << 20, 4, 0.00003, 212_992) == 128 << 10
+
+
+def test_pieces_are_small_where_requests_cost_nothing_and_large_on_a_long_way():
+    most = 64 << 20
+    assert piece_bytes(1 << 30, 0.0, most) == 4 << 20
+    assert piece_bytes(8 << 30, 0.0, most) == 32 << 20
+    assert piece_bytes(40 << 30, 0.0, most) == most
+    assert piece_bytes(1 << 30, 0.1, most) == most
+    assert piece_bytes(1 << 30, None, most) == most
+    assert piece_bytes(1 << 30, 0.0, 1 << 20) == 1 << 20
+
+
+def test_the_profile_for_large_fleets_is_one():
+    path = Path(__file__).parents[3] / "deploy" / "profiles" / "large-cluster.yaml"
+    found = settings_from(path, {}, {}).downloads
+    assert (found.num_download_worker, found.hf_max_retries, found.hf_retry_interval_s, found.concurrency) == (
+        2,
+        15,
+        30,
+        3,
+    )

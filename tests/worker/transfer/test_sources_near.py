@@ -5,12 +5,17 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import sys
 import time
+import tomllib
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from schemas.errors import InvalidRequest
 from schemas.source import parse_source
+from worker import sources
 from worker.sources import (
     Ambiguous,
     BadListing,
@@ -21,7 +26,6 @@ from worker.sources import (
     NotThere,
     RemoteFile,
     Signed,
-    SourceError,
     Unsupported,
     Want,
     find_source,
@@ -101,11 +105,39 @@ async def test_a_token_goes_over_http_only_on_the_loopback(site, fetcher):
     assert (await web.requests(elsewhere, want=Want(ref, token_ref="env:KEY"), secrets=NoSecrets())).headers == {}
 
 
-@pytest.mark.parametrize("path", ["..%2f..%2fetc", "a%00b", "%2e%2e", "a%5cb", "x" * 300])
-async def test_names_that_lead_elsewhere_are_refused(site, fetcher, path):
-    site.server.fault("chunked")
-    with pytest.raises((BadListing, NotThere, SourceError)):
+@pytest.mark.parametrize("path", ["a%00b", "%2e%2e", "a%5cb", "a%0ab", "x" * 300, "x" * 10_000, "..%2f..%2fetc"])
+async def test_names_that_lead_elsewhere_are_refused_before_anybody_is_asked(site, fetcher, path):
+    with pytest.raises((BadListing, InvalidRequest)) as told:
         await resolve(Web(fetcher.client, tries=0), f"{site.server.url}/{path}")
+    assert site.server.requests() == []
+    assert len(str(told.value)) < 400
+    assert str(told.value).isprintable()
+
+
+@pytest.mark.parametrize("name", [b"m\x01.gguf", b"m\\x.gguf", b"m\xff.gguf", b"m\n.gguf"])
+@pytest.mark.parametrize("scheme", ["file", "local"])
+async def test_names_in_a_folder_that_could_not_stand_elsewhere_are_refused(tmp_path, scheme, name):
+    with open(os.path.join(os.fsencode(tmp_path), name), "wb") as file:
+        file.write(b"x")
+    with pytest.raises(BadListing) as told:
+        await resolve(Folder(), f"{scheme}://{tmp_path}")
+    assert str(told.value).isprintable()
+
+
+async def test_a_folder_of_folders_without_an_end_and_a_crowd_of_files_are_bounded(tmp_path, monkeypatch):
+    deep = tmp_path / "deep"
+    deep.joinpath(*["d"] * 40).mkdir(parents=True)
+    (deep.joinpath(*["d"] * 40) / "m.gguf").write_bytes(b"x")
+    with pytest.raises(NotThere):
+        await resolve(Folder(), f"local://{deep}")
+    (deep / "loop").symlink_to(deep)
+    (deep / "m.gguf").write_bytes(b"x")
+    assert (await resolve(Folder(), f"local://{deep}")).main == "m.gguf"
+    monkeypatch.setattr("worker.sources.local.FILES_LIMIT", 3)
+    for number in range(5):
+        (deep / f"{number}.gguf").write_bytes(b"x")
+    with pytest.raises(BadListing, match="more than 3 files"):
+        await resolve(Folder(), f"local://{deep}")
 
 
 async def test_secrets_are_in_no_text(site):
@@ -188,6 +220,54 @@ def test_a_scheme_that_nobody_reads_is_told():
         find_source("gopher")
 
 
+def test_our_sources_are_registered_like_a_strangers():
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
+    assert project["entry-points"]["puna.sources"] == dict(sources._OWN)
+
+
+STRANGER = """
+class Source:
+    async def resolve(self, ref, *, want, secrets): ...
+    async def requests(self, file, *, want, secrets): ...
+"""
+
+
+@pytest.fixture
+def register(tmp_path, monkeypatch):
+    """`register("hf = module:Class", …)`: an installed distribution that says so, with a module `stranger`."""
+
+    def make(*lines: str) -> None:
+        told = tmp_path / "site" / "stranger-1.dist-info"
+        told.mkdir(parents=True)
+        (told / "METADATA").write_text("Metadata-Version: 2.1\nName: stranger\nVersion: 1\n")
+        (told / "entry_points.txt").write_text("[puna.sources]\n" + "\n".join(lines))
+        (tmp_path / "site" / "stranger.py").write_text(STRANGER)
+        monkeypatch.syspath_prepend(str(tmp_path / "site"))
+        monkeypatch.delitem(sys.modules, "stranger", raising=False)
+
+    return make
+
+
+def test_a_strangers_source_wins_over_the_nodes_own_and_that_over_ours(register):
+    shared = Folder()
+    register("gopher = stranger:Source", "file = stranger:Source", "local = worker.sources.local:Folder")
+    own = {"file": shared, "local": shared, "pvc": shared}
+    assert type(find_source("gopher")).__module__ == "stranger"
+    assert type(find_source("file", own)).__module__ == "stranger"
+    assert find_source("local", own) is shared  # ours, though it is registered
+    assert find_source("pvc", own) is shared
+    assert isinstance(find_source("local"), Folder)
+    with pytest.raises(Unsupported, match="gopher"):
+        find_source("wais")
+
+
+@pytest.mark.parametrize("what", ["nowhere:Source", "stranger:Nothing", "stranger:os"])
+def test_a_strangers_source_that_cannot_be_used_is_logged_and_ours_is_taken(register, caplog, what):
+    register(f"file = {what}")
+    assert isinstance(find_source("file"), Folder)
+    assert "source_unusable" in [record.message for record in caplog.records]
+
+
 async def test_a_file_is_copied_and_checked(site, fetcher, tmp_path):
     content = os.urandom(3 * MB + 1)
     (tmp_path / "m ü%.gguf").write_bytes(content)
@@ -216,3 +296,45 @@ async def test_a_copy_ends_within_100_ms_of_its_cancel(site, make_fetcher, tmp_p
     with pytest.raises(asyncio.CancelledError):
         await work
     assert time.perf_counter() - began < 0.1
+
+
+async def test_a_copy_that_was_broken_off_goes_on_where_it_was(site, make_fetcher, tmp_path, within):
+    content = os.urandom(24 * MB + 7)
+    (tmp_path / "big.gguf").write_bytes(content)
+    listing = await resolve(Folder(), f"file://{tmp_path}/big.gguf")
+    slow = make_fetcher(per_source_bytes_per_s={"file": 8 * MB})
+    work = asyncio.create_task(site.fetch(slow, listing.files[0], source="file"))
+    await within(lambda: sum(site.told) > 4 * MB)
+    work.cancel()
+    await asyncio.gather(work, return_exceptions=True)
+    copied = site.part.data.stat().st_size
+    with site.part.data.open("r+b") as file:  # so that it shows whether the beginning is copied again
+        file.write(b"\0" * 16)
+    site.told.clear()
+    digests = await site.fetch(make_fetcher(), listing.files[0], source="file")
+    assert 4 * MB <= copied < len(content)
+    assert site.part.data.read_bytes() == b"\0" * 16 + content[16:]
+    assert digests.sha256 == hashlib.sha256(site.part.data.read_bytes()).hexdigest()
+    await asyncio.sleep(0)
+    assert sum(site.told) == len(content)
+
+
+async def test_a_copy_of_another_file_or_a_wrong_one_begins_anew(site, fetcher, tmp_path):
+    place = tmp_path / "big.gguf"
+    for _ in range(2):
+        content = os.urandom(3 * MB)
+        place.write_bytes(content)
+        listing = await resolve(Folder(), f"file://{place}")
+        assert (await site.fetch(fetcher, listing.files[0], source="file")).sha256 == hashlib.sha256(
+            content
+        ).hexdigest()
+    with site.part.data.open("r+b") as file:  # a bit that turned in what was copied
+        file.write(bytes([content[0] ^ 1]))
+    told = Digest("sha256", hashlib.sha256(content).hexdigest())
+    journal = site.part.journal.read_text().replace('"digest":null', f'"digest":"{told}"')
+    site.part.journal.write_text(journal)
+    checked = RemoteFile("m.gguf", listing.files[0].url, len(content), told)
+    with pytest.raises(Corrupt):
+        await site.fetch(fetcher, checked, source="file")
+    assert not site.part.data.exists()
+    assert (await site.fetch(fetcher, checked, source="file")).sha256 == told.hex
