@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 REPLAY_TIMEOUT_S: Final = 5.0
 STEADY_S: Final = 5.0
 """A connection that held this long was a good one: the next outage starts with short waits again."""
+_CANCEL_AGAIN_S: Final = 0.2
 _LOG_EVERY_TRIES: Final = 20
 _REFUSALS: Final = ("authoriz", "authentic", "nkey", "jwt", "credential", "seed")
 
@@ -108,9 +109,9 @@ class Link:
         task, self._task, wire = self._task, None, self.wire
         if wire is not None:
             await wire.close()
-        if task is not None:
-            task.cancel()
-            await asyncio.wait([task])
+        while task is not None and not task.done():
+            task.cancel()  # again: nats-py takes one that comes while it connects for a failed try
+            await asyncio.wait([task], timeout=_CANCEL_AGAIN_S)
         self.trouble = "closed"
 
     def unavailable(self, what: str) -> BusUnavailable:

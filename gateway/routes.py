@@ -40,8 +40,10 @@ POSTS: Final[dict[str, str]] = {path: op for op, path in OPS.items() if op != "t
 _MODEL: Final = "/v1/models/"
 _NODE: Final = "/v1/nodes/"
 _PATH_SHOWN_CHARS: Final = 80
-LOOK_AGAIN_S: Final = 0.15
-"""Before a request is refused because its model is not there, what nodes have just told may arrive."""
+LOOK_AGAIN_S: Final = 0.02
+"""Before a request is refused because its model is unknown, what nodes have just told may be read."""
+COMING_AGAIN_S: Final = 0.15
+"""The same, where its files are known to be on their way: they may have come by now."""
 
 Page = Callable[[Exchange, list[Header]], None]
 Answer = Coroutine[Any, Any, Any]
@@ -129,8 +131,9 @@ class Routes:
         )
         try:
             house.inference.begin(ticket, exchange, headers)
-        except (ModelNotFound, ModelLoading):
-            house.later(LOOK_AGAIN_S, partial(self._infer_again, exchange, ticket, headers))
+        except (ModelNotFound, ModelLoading) as error:
+            wait_s = COMING_AGAIN_S if isinstance(error, ModelLoading) else LOOK_AGAIN_S
+            house.later(wait_s, partial(self._infer_again, exchange, ticket, headers))
 
     def _infer_again(self, exchange: Exchange, ticket: Ticket, headers: list[Header]) -> None:
         """A model whose files have just come is known here a moment later than to whoever waited for them."""

@@ -108,8 +108,8 @@ TASK_KINDS: Final[dict[TaskOp, type[Task]]] = {
 }
 
 
-def read_task(op: str, payload: bytes) -> Task:
-    """The task in a message; its `id` is set.
+def read_task(op: str, payload: bytes, node: str | None = None) -> Task:
+    """The task in a message, for `node` or any; its `id` is set.
 
     A missing id follows from the content, so the same task sent twice is one task. Raises `InvalidRequest` and its
     kinds, which name field and remedy.
@@ -124,12 +124,12 @@ def read_task(op: str, payload: bytes) -> Task:
         task = kind.model_validate(body)
     except ValidationError as error:
         raise _refusal(kind, error) from error
-    return task if task.id else task.model_copy(update={"id": derived_id(op, body)})
+    return task if task.id else task.model_copy(update={"id": derived_id(op, body, node)})
 
 
-def derived_id(op: str, body: object) -> str:
-    """The id of a task that has none: the same for the same operation and fields, in whatever order."""
-    canonical = orjson.dumps([op, body], option=orjson.OPT_SORT_KEYS)
+def derived_id(op: str, body: object, node: str | None = None) -> str:
+    """The id of a task that has none: the same for the same operation, node and fields, in whatever order."""
+    canonical = orjson.dumps([op, body, node] if node else [op, body], option=orjson.OPT_SORT_KEYS)
     return "t-" + hashlib.sha256(canonical).hexdigest()[:24]
 
 

@@ -26,6 +26,8 @@ from worker.memory import gib
 from worker.sources import SourceError
 
 LOOK_S: Final = 3.0
+BUS_LOOK_S: Final = 15.0
+"""Seldom: a fleet has many nodes and one server. After a failure as often as the others."""
 LATE_S: Final = 15.0
 """A look that takes longer than this has failed."""
 LAG_LIMIT_S: Final = 5.0
@@ -52,9 +54,16 @@ class Check:
 class Look:
     """One thing that is looked at again and again. `ask` raises what is wrong."""
 
-    def __init__(self, ask: Callable[[], Awaitable[None]], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        ask: Callable[[], Awaitable[None]],
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        every_s: float = LOOK_S,
+    ) -> None:
         self._ask = ask
         self._clock = clock
+        self._every_s = every_s
         self._begun_at: float | None = None
         self._wrong: str | None = None
 
@@ -62,7 +71,7 @@ class Look:
         """Until cancelled."""
         while True:
             await self.once()
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(LOOK_S if self._wrong else self._every_s)
 
     async def once(self) -> None:
         """Look now."""
@@ -124,7 +133,7 @@ class Health:
     def __init__(self, vital: Vital) -> None:
         self._vital = vital
         self._folder = Look(vital.shelves.look)
-        self._bus = Look(self._ask_bus)
+        self._bus = Look(self._ask_bus, every_s=BUS_LOOK_S)
         self._process = psutil.Process()
 
     async def run(self) -> None:

@@ -21,7 +21,7 @@ from schemas.demand import SPILL_AFTER_S
 from schemas.errors import PunaError
 from worker.appetite import Appetite
 from worker.engines import Engines
-from worker.plans import Evict, Fits, Yield
+from worker.plans import Evict, Fits, Plan, Yield
 from worker.slots import Slots
 
 log = logging.getLogger(__name__)
@@ -93,10 +93,18 @@ class Starts:
             return None
         if grounds.engines.starting(model) or (kind == "cold" and grounds.slots.ready(model)):
             return None
-        plan = grounds.engines.plan(model, grounds.appetite.waited_s(model, now))
+        plan = self._plan(model, grounds.appetite.waited_s(model, now))
         if isinstance(plan, Fits | Evict):
             return plan.cost
         return YIELD_COST if isinstance(plan, Yield) else None
+
+    def _still(self, model: str, waited_s: float) -> bool:
+        """Whether a start can still come of it: leases take a moment, and other models have some."""
+        starting = self._grounds.engines.starting(model)
+        return starting or isinstance(self._plan(model, waited_s), Fits | Evict | Yield)
+
+    def _plan(self, model: str, waited_s: float) -> Plan:
+        return self._grounds.engines.plan(model, waited_s)
 
     def _resting(self, model: str, now: float) -> bool:
         lease = self._leases.get(model)
@@ -118,10 +126,14 @@ class Starts:
         finally:
             self._asking.discard(model)
         self._leases[model] = lease
-        if lease.revision is not None:
-            waited_s = self._grounds.appetite.waited_s(model, self._clock())
+        waited_s = self._grounds.appetite.waited_s(model, self._clock())
+        if lease.revision is not None and not self._still(model, waited_s):
+            self.failed(model)  # another model has taken the place meanwhile, and elsewhere there may be one
+            lease.until = self._clock() + LATE_END_S
+        granted = lease.revision is not None
+        if granted:
             self._grounds.engines.want(model, f"request {request_id}", waited_s=waited_s)
-        answered(lease.revision is not None)
+        answered(granted)
         self._on_change(model)
 
     async def _create(self, model: str, request_id: str) -> _Lease:

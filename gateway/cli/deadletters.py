@@ -130,8 +130,8 @@ async def _redriven(bus: Bus, letter: Letter, changed: Mapping[str, Any], remove
 
     try:
         payload = orjson.dumps(_body(letter, changed, removed))
-        op, _ = bus.names.task_parts(letter.dead.subject)
-        task = read_task(op, payload)
+        op, node = bus.names.task_parts(letter.dead.subject)
+        task = read_task(op, payload, node)
         await bus.js_publish(letter.dead.subject, payload, msg_id=f"redrive.{letter.number}")
     except (PunaError, CliError) as error:
         return _Result(letter.number, "failed", letter.dead.task, error)

@@ -24,6 +24,7 @@ from gateway.cli.target import Target
 from gateway.cli.tasklist import why_unheard
 from schemas.model import CopyRecord
 from schemas.task import TaskRecord
+from schemas.topology import TASK_ACK_WAIT_S
 
 if TYPE_CHECKING:
     from bus.connection import Bus
@@ -97,7 +98,7 @@ class Pull:
         pulled, options = self._pulled, self._options
         body = {"model": pulled.model, "source": pulled.source, **(options.more or {})}
         op = "download_override" if options.override else "download"
-        before = self._fleet.task(derived_task(op, body)) if options.node is None else None
+        before = self._fleet.task(derived_task(op, body, options.node))
         self._ended_before = before.epoch if before is not None and before.ended else None
         self.task = await send_task(self._bus, op, body, node=options.node)
         self._sent_at = time.monotonic()
@@ -176,6 +177,11 @@ class Pull:
             return "sent; a node will take it"
         if record is None:
             return f"waits: {why_unheard(self._options.node, [one.beat for one in moment.fleet.nodes.values()])}"
+        node = moment.fleet.nodes.get(record.node or "")
+        if node is None:
+            return f"{record.node} is away; it goes on when it comes back, or another node takes it over"
+        if node.beat.started_at > record.since:  # both by the clock of that node
+            return f"{record.node} was started anew; it goes on within {TASK_ACK_WAIT_S:g} s"
         return f"{record.state} on {record.node}"
 
     # -- the end -----------------------------------------------------------------------------------------------------

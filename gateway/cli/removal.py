@@ -31,7 +31,7 @@ async def run_rm(
     target: Target, model: str, node: str | None, how: Format, *, retain: bool, sure: bool, timeout_s: float
 ) -> int:
     """Returns the exit code. Raises `CliError`, `BusUnavailable`."""
-    from gateway.tasks import send_task
+    from gateway.tasks import derived_task, send_task
 
     async with connected(target.nats_settings()) as bus, following(bus) as fleet:
         nodes = _copies_of(fleet.moment, model, node)
@@ -39,9 +39,9 @@ async def run_rm(
             Teller().line("nothing was deleted")
             return FAILURE
         body: dict[str, Any] = {"model": model} | ({"retain": True} if retain else {})
-        before = fleet.moment.stored(model)
+        earlier = fleet.task(derived_task("delete", body, node))
         task = await send_task(bus, "delete", body, node=node)
-        removal = _Removal(fleet, model, node, task, before)
+        removal = _Removal(fleet, model, node, task, earlier)
         if not await fleet.until(removal.over, timeout_s=timeout_s):
             Teller().line(f"puna: {model} is not gone after {timeout_s:g} s: {removal.waits_for()}")
             return TIMEOUT
@@ -84,16 +84,12 @@ async def _confirmed(question: str) -> bool:
 class _Removal:
     """A delete as it is followed."""
 
-    def __init__(self, fleet: Followed, model: str, node: str | None, task: str, before: Stored | None) -> None:
+    def __init__(self, fleet: Followed, model: str, node: str | None, task: str, earlier: TaskRecord | None) -> None:
         self._fleet = fleet
         self._model = model
         self._node = node
         self._task = task
-        self._epoch = 0
-        self._buried = before is not None and before.record is not None and before.record.deleting
-        found = fleet.task(task)
-        if node is None and found is not None and found.ended:
-            self._epoch = found.epoch
+        self._epoch = earlier.epoch if earlier is not None and earlier.ended else 0
 
     def record(self) -> TaskRecord | None:
         """Of this time; not of an earlier delete of the same model."""

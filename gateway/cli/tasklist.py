@@ -109,7 +109,7 @@ async def unheard(bus: Bus, known: Sequence[TaskRecord]) -> list[Unheard]:
 def _read(bus: Bus, stored: Stored) -> Unheard | None:
     try:
         op, node = bus.names.task_parts(stored.subject)
-        task = read_task(op, stored.payload)
+        task = read_task(op, stored.payload, node)
     except PunaError:
         return None
     return Unheard(task.id or "", op, getattr(task, "model", None), node, stored.sequence, stored.at)

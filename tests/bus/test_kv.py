@@ -352,7 +352,10 @@ async def test_an_on_change_that_fails_does_not_end_the_following(bucket: Bucket
     await follower.stop()
 
 
-async def test_a_stopped_follower_is_silent_and_leaves_no_consumer(bus: Bus, bucket: Bucket, seen: Seen) -> None:
+async def test_a_stopped_follower_is_silent_and_leaves_no_consumer(
+    bus: Bus, bucket: Bucket, seen: Seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bus.follower.UNUSED_S", 1.0)
     follower = Follower(bucket, seen)
     await follower.start(timeout_s=5)
     await follower.stop()

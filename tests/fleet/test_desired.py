@@ -38,7 +38,7 @@ STOP_S = 1.0
 """Typically 0.02 to 0.08 s; a busy machine may take longer."""
 ENGINE = ROOT / "tests" / "fakes" / "engine.py"
 GRACE_S = 1.0
-SLOW_BYTES_PER_S = 256 << 10
+SLOW_BYTES_PER_S = 2 << 20
 
 
 class Wanted:
@@ -345,7 +345,7 @@ async def test_a_delete_of_everything_stops_a_transfer_at_once_and_leaves_nothin
     site.start("a")
     site.start("b")
     await site.joined("a", "b")
-    file = site.model("big", 8 << 20)
+    file = site.model("big", 48 << 20)
     files.fault("throttle", bytes_per_s=SLOW_BYTES_PER_S)
     await site.apply("big", file=f"{files.url}/{file.name}", placement={"copies": "all"})
     for node in ("a", "b"):

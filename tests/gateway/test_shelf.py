@@ -178,6 +178,7 @@ def test_a_model_on_its_way_is_503_with_progress_and_the_time_it_takes() -> None
 
 def test_a_whole_copy_that_no_heartbeat_tells_of_yet_is_waited_for_a_while() -> None:
     assert isinstance(route(copy()), Hold)
+    assert isinstance(route(copy("n1", "Verifying")), Hold)
     late = route(copy(), now=OFFERED_WITHIN_S + 1)
     assert (late.error.http_status, late.error.code) == (503, "unavailable")
 

@@ -21,6 +21,8 @@ def test_the_same_task_twice_is_one_task_in_whatever_order_it_is_written():
 
 
 def test_different_tasks_have_different_ids():
+    here, there = (read_task("delete", b'{"model":"m"}', node).id for node in ("a", "b"))
+    assert here != there != read_task("delete", b'{"model":"m"}').id
     ids = {read_task(op, b'{"model":"m"}').id for op in ("delete", "load", "unload", "verify")}
     assert len(ids) == 4
 

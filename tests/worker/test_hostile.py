@@ -134,7 +134,14 @@ def many_keys(path: Path) -> Path:
     return written(path, head(0, gguf.PAIRS_LIMIT), *pairs)
 
 
-@pytest.mark.parametrize("make", [long_string, many_strings, empty_arrays, many_tensors, many_keys])
+def many_bombs(path: Path) -> Path:
+    """Strings that take four times their size in memory, as a character of them is wide."""
+    text_ = text("\U0001f4a3".encode() + b"x" * (gguf.STRING_KEPT_BYTES - 4))
+    pairs = (text(b"k%d" % n) + struct.pack("<I", 8) + text_ for n in range(120))
+    return written(path, head(0, 120), *pairs)
+
+
+@pytest.mark.parametrize("make", [long_string, many_strings, empty_arrays, many_tensors, many_keys, many_bombs])
 def test_the_largest_headers_cost_little(
     tmp_path: Path, make: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

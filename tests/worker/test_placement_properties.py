@@ -63,7 +63,7 @@ wants = st.builds(
     waited_s=st.floats(0, 300),
     lenient=st.booleans(),
 )
-SEEN = settings(max_examples=400, deadline=None)
+SEEN = settings(max_examples=150, deadline=None)
 
 
 def freed(plan: Fits | Evict, here: list[DeviceRoom], engines: list[Resident]) -> list[int]:

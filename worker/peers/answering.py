@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
@@ -22,7 +21,6 @@ log = logging.getLogger(__name__)
 
 AT_ONCE: Final = 32
 """Looks at the disk at the same time; on one that hangs, further questions are not answered."""
-SEEN_S: Final = 0.2
 Run = Callable[[str, Coroutine[Any, Any, None]], object]
 
 
@@ -50,7 +48,6 @@ class Answering:
         self._run = run
         self._uploads = uploads
         self._looking = 0
-        self._seen: dict[str, tuple[float, Held | None]] = {}
         self._heard: Subscription | None = None
 
     def start(self) -> None:
@@ -78,21 +75,13 @@ class Answering:
 
     async def _answer(self, key: str, asked: Question, url: str, reply: str) -> None:
         try:
-            held = await self._look(key)
+            held = await self._hands.do(lambda: self._holdings.look(key))
             if held is not None and held.have & ~chunks.from_ranges(asked.have, chunks.count_of(held.size_bytes)):
                 self._bus.publish(reply, self._offer(key, url, held).model_dump_json().encode())
         except PunaError as error:  # whoever asked asks again
             log.info("peer_unanswered", extra={"event": "peer_unanswered", "reason": error.code})
         finally:
             self._looking -= 1
-
-    async def _look(self, key: str) -> Held | None:
-        """What is there, or was a moment ago: many ask at the same time."""
-        now = asyncio.get_running_loop().time()
-        self._seen = {each: seen for each, seen in self._seen.items() if now - seen[0] < SEEN_S}
-        if key not in self._seen:
-            self._seen[key] = (now, await self._hands.do(lambda: self._holdings.look(key)))
-        return self._seen[key][1]
 
     def _offer(self, key: str, url: str, held: Held) -> Offer:
         return Offer(

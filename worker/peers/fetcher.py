@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Final
 from urllib.parse import urlsplit
 
-from schemas.peer import KEY
+from schemas.peer import KEY, Offer
 from worker.copying import Fetch, Sign
 from worker.devices import aside
 from worker.peers import chunks
@@ -35,7 +35,7 @@ from worker.transfer.part import Digests, Part
 
 log = logging.getLogger(__name__)
 
-MENDS: Final = 2
+MENDS: Final = 3
 LIED_S: Final = 3600.0
 QUIET_LEASES: Final = 2
 """A source that sent nothing for so many times of the lease: it is let go, somebody else may do better."""
@@ -97,6 +97,8 @@ class _Shared:
         self._swarm = Swarm(crowd, key, file, self._tally, self._lease)
         self._suspects: set[tuple[int, str, str]] = set()
         """Of what was wrong in all: chunks, who gave them, and their sums."""
+        self._believed: set[str] = set()
+        """Nodes whose sums were tried."""
 
     async def run(self) -> Digests:
         """See `Fetcher.fetch`."""
@@ -194,27 +196,29 @@ class _Shared:
         return False
 
     async def _wrong(self) -> int:
-        """The chunks to be taken anew, after a comparison with nodes that have all of it; 0: none can be told."""
+        """The chunks to be taken anew, all of one node that has all of it and has others; 0: there is no such node."""
         given = dict(self._swarm.given)
         others = set(range(chunks.count_of(self._size))) - given.keys()
         sums = await sums_of(self._part, self._size, others)
         sums |= {number: sha256 for number, (_, sha256) in given.items()}
         self._suspect()
+        self._swarm.only = None
         await self._swarm.look(0)
-        for holder in self._swarm.holders.complete():
+        for offer in [each.offer for each in self._swarm.holders.complete() if each.offer.node not in self._believed]:
+            self._believed.add(offer.node)
             try:
-                differing = await self._differing(holder.offer.node, sums)
+                differing = await self._differing(offer, sums)
             except PeerFailed as error:
-                fields = {"event": "peer_failed", "peer": holder.offer.node, "reason": str(error)}
+                fields = {"event": "peer_failed", "peer": offer.node, "reason": str(error)}
                 log.warning("peer_failed", extra=fields)
                 continue
             if differing:
-                self._avoid({given[number][0] for number in chunks.each(differing) if number in given})
+                self._swarm.only = offer.node
+                self._swarm.holders.keep(offer.node)
                 return differing
         return 0
 
-    async def _differing(self, node: str, sums: dict[int, str]) -> int:
-        offer = next(each.offer for each in self._swarm.holders.complete() if each.offer.node == node)
+    async def _differing(self, offer: Offer, sums: dict[int, str]) -> int:
         found = 0
         for first in range(0, len(sums), SUMS_AT_ONCE):
             told = await self._crowd.client.sums(offer, self._key, first)
@@ -222,11 +226,6 @@ class _Shared:
                 if sha256 is not None and sums.get(number) not in (None, sha256):
                     found |= 1 << number
         return found
-
-    def _avoid(self, nodes: set[str]) -> None:
-        self._swarm.avoid |= nodes
-        for node in nodes:
-            self._swarm.holders.forget(node)
 
     # -- who it was --------------------------------------------------------------------------------------------------
     def _suspect(self) -> None:

@@ -97,6 +97,10 @@ class Holders:
         """Its offer does not hold any more."""
         self._all.pop(node, None)
 
+    def keep(self, node: str) -> None:
+        """Forget all others."""
+        self._all = {each: holder for each, holder in self._all.items() if each == node}
+
     def complete(self) -> list[Holder]:
         """Those that have all of it, and are not shunned."""
         return [each for each in self._live() if each.offer.complete]

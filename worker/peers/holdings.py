@@ -62,7 +62,8 @@ class Holdings:
         if not KEY.fullmatch(key):
             return None
         with suppress(OSError):
-            return self._blob(key) or self._part(key)
+            # a part may become a blob between two looks
+            return self._blob(key) or self._part(key) or self._blob(key)
         return None
 
     def read(self, held: Held, start: int, end: int) -> bytes | None:

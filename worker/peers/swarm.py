@@ -33,13 +33,13 @@ End = Literal["whole", "lead", "alone"]
 
 
 class Swarm:
-    """One file's. `given`: who gave each chunk, and its SHA-256; `avoid`: nodes that are not to be asked for this
-    file."""
+    """One file's. `given`: who gave each chunk, and its SHA-256; `only`: the one node that may be asked, if not
+    all."""
 
     def __init__(self, crowd: Crowd, key: str, file: RemoteFile, tally: Tally, lease: Lease) -> None:
         size = file.size_bytes or 0
         self.given: dict[int, tuple[str, str]] = {}
-        self.avoid: set[str] = set()
+        self.only: str | None = None
         self.holders = Holders(size, crowd.shunned, crowd.clock, crowd.dice)
         self._crowd = crowd
         self._key = key
@@ -182,7 +182,7 @@ class Swarm:
         self._stirred.clear()
 
     def _heard(self, offer: Offer) -> None:
-        if offer.node not in self.avoid and self.holders.offered(offer):
+        if self.only in (None, offer.node) and self.holders.offered(offer):
             self._stirred.set()
 
     # -- one chunk ---------------------------------------------------------------------------------------------------

@@ -67,6 +67,8 @@ class Uploads:
         self._run = run
         self._max = max_uploads
         self._bucket = TokenBucket(bytes_per_s) if bytes_per_s else None
+        # with a limit it comes in small pieces, so that each of those who wait sees that it goes on
+        self._piece_bytes = min(max(bytes_per_s // 20, 4096), CHUNK_BYTES) if bytes_per_s else CHUNK_BYTES
 
     def handle(self, exchange: Exchange, headers: Sequence[Header]) -> None:
         """Answer a request below `PREFIX`. Raises a `PunaError` for one that is refused at once."""
@@ -124,13 +126,15 @@ class Uploads:
             if data is None:
                 exchange.abort()
                 return
-            await self._spend(len(data))
             if not exchange.started:
                 exchange.start(found.status, content_type=_BYTES, headers=headers, length=span[1] - span[0])
-            drained.clear()
-            exchange.write(data)
-            if not exchange.writable and not exchange.closed:
-                await drained.wait()
+            for at in range(0, len(data), self._piece_bytes):
+                piece = data[at : at + self._piece_bytes]
+                await self._spend(len(piece))
+                drained.clear()
+                exchange.write(piece)
+                if not exchange.writable and not exchange.closed:
+                    await drained.wait()
         exchange.finish()
 
     async def _read(self, held: Held, start: int, end: int) -> bytes | None:

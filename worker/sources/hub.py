@@ -4,12 +4,15 @@ The Hub's library is asked for metadata alone, and the commit is pinned: a branc
 changes nothing. Which files are meant is said in `schemas.hubfiles`. LFS objects are checked by sha256, small files by
 the hash that git has for them. The token, of these the first that there is: `token_ref` (with `parameters.secretKey`
 if it has parts), `HUGGINGFACE_TOKEN`, `HF_TOKEN`, the one that the library keeps. It is sent to the Hub's origin only.
+
+With `HF_HUB_OFFLINE` nobody is asked: what the user's Hugging Face cache has of the revision is what there is.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
@@ -28,6 +31,7 @@ from worker.sources import (
     origin_of,
 )
 from worker.sources.asking import Patience, patiently
+from worker.sources.hubcache import cache_folder, snapshot
 from worker.sources.huberrors import OFFLINE
 from worker.sources.hubguard import Look
 from worker.sources.hublook import Seen, check_access, seen, stored_token
@@ -48,7 +52,8 @@ class Hub:
         """Commit, files and digests of what is wanted. Raises a `SourceError`."""
         endpoint = _endpoint(secrets)
         if offline(secrets):
-            raise Unsupported(f"{ref.place}: {OFFLINE}")
+            cache = cache_folder(secrets)
+            return await aside(lambda: _of_cache(cache, ref, want), "hub-cache")
         token = await _token(want, secrets)
         return await patiently(lambda: self._look(ref, want, endpoint, token), self._patience, endpoint, ref.place)
 
@@ -80,6 +85,19 @@ def _listing(look: Look, ref: SourceRef, want: Want) -> Listing:
     if found.gated:
         check_access(look, files[0].url)
     return Listing(ref, found.commit, files, chosen.main)
+
+
+def _of_cache(cache: Path, ref: SourceRef, want: Want) -> Listing:
+    """Blocks. The files are copied from where they lie."""
+    found = snapshot(cache, ref.place, want.revision or ref.revision)
+    chosen = pick(tuple(found.files), want, ref.place, file=ref.inner)
+    files: list[RemoteFile] = []
+    for name in chosen.names:
+        held = found.files[name]
+        digest = vouched(name, held.digest, want, ref.place)
+        role = role_of(name, chosen.main)
+        files.append(RemoteFile(name, held.path.as_uri(), held.size_bytes, digest, role=role))
+    return Listing(ref, found.commit, tuple(files), chosen.main)
 
 
 def _file(found: Seen, name: str, main: str, look: Look, want: Want) -> RemoteFile:

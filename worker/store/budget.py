@@ -82,7 +82,9 @@ class Budget:
     async def _clear(
         self, bytes_: int, protected: Collection[str], evict: Evict, *, all_or_none: bool = False
     ) -> list[str]:
-        in_use, copies, gone = self._ground.in_use(), self._copies(), list[str]()
+        here, gone = self._ground.root.disk.root, list[str]()
+        in_use = self._ground.in_use()
+        copies = {model: copy for model, copy in self._copies().items() if copy.folder.is_relative_to(here)}
         busy = {model for model, copy in copies.items() if in_use(model, copy.token)}
         kept = {*protected, *busy, *self._ground.uses.models}
         for copy in victims(copies.values(), bytes_, kept, all_or_none=all_or_none):

@@ -51,8 +51,8 @@ class Queue:
 
     def _task_of(self, stored: dict[str, Any]) -> tuple[str | None, TaskOp | None, str | None]:
         try:
-            op, _ = self._bus.names.task_parts(str(stored["subject"]))
-            task = read_task(op, base64.b64decode(stored.get("data") or ""))
+            op, node = self._bus.names.task_parts(str(stored["subject"]))
+            task = read_task(op, base64.b64decode(stored.get("data") or ""), node)
         except PunaError:
             return None, None, None
         return task.id, op, getattr(task, "model", None)  # pyright: ignore[reportReturnType]  read_task checked the op

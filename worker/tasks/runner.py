@@ -123,12 +123,12 @@ class Runner:
         op = job.subject
         try:
             op, node = self._bus.names.task_parts(job.subject)
-            task = read_task(op, job.payload)
+            task = read_task(op, job.payload, node)
         except PunaError as error:
             await self._malformed(job, op, error)
             return
         found = cast(TaskOp, op)
-        own_id = str(task.id) != derived_id(op, orjson.loads(job.payload))
+        own_id = str(task.id) != derived_id(op, orjson.loads(job.payload), node)
         model = getattr(task, "model", None)
         heard = Heard(str(task.id), found, model, job.stream_sequence, job.published_at, own_id)
         asked = Asked(found, task, node is not None, job.published_at)

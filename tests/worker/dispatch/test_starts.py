@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from schemas.demand import Demand
-from worker.plans import Cannot
+from worker.plans import Cannot, Wait
 
 SPILL = Demand(kind="spill", oldest_s=5.0).encode()
 
@@ -97,6 +97,24 @@ async def test_a_lease_that_another_node_has_sends_the_request_back(
     assert node.keeper.wanted == []
     await requester.count(1)
     assert len(node.keeper.started) == 1
+
+
+async def test_a_place_that_another_model_took_while_the_lease_was_asked_for_sends_the_request_elsewhere(
+    new_node: Any, requester: Any, demand: Any
+) -> None:
+    """It is not kept waiting for that model's turn while another node is empty."""
+    full, empty = await new_node("full", cost=1), await new_node("empty", cost=5)
+    create = full.serving.starts._create
+
+    async def slow(model: str, request_id: str) -> Any:
+        full.keeper.answer = Wait("another model is being loaded here")
+        return await create(model, request_id)
+
+    full.serving.starts._create = slow
+    await requester.put("m")
+    demand("m")
+    await requester.count(1)
+    assert (full.keeper.started, len(empty.keeper.started)) == ([], 1)
 
 
 async def test_held_requests_are_served_first_and_those_behind_them_by_warm_pulls(

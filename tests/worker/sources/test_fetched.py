@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -135,6 +137,24 @@ async def test_access_that_ends_between_metadata_and_bytes_is_said(hub: Any, tmp
     (tmp_path / "root/o/r/repo.json").write_text(json.dumps({"gated": True}))
     with pytest.raises((Gated, Denied)):
         await way.fetch(want, listing, "m-Q4_K_M.gguf")
+
+
+async def test_what_the_library_has_cached_is_had_offline(hub: Any, secrets: Any, tmp_path: Path) -> None:
+    fake, _ = hub
+    home = {"HF_ENDPOINT": fake.url, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": TOKEN}
+    code = "from huggingface_hub import hf_hub_download as get; get('o/r', 'm-Q4_K_M.gguf')"
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, **home}, check=True, capture_output=True)
+    fake.reset()
+    way = Way(Hub(PATIENCE), secrets(**home, HF_HUB_OFFLINE="1"), tmp_path)
+    want, listing = await way.listing("hf://o/r")
+    assert (await way.fetch(want, listing, "m-Q4_K_M.gguf")).sha256 == hashlib.sha256(BIG).hexdigest()
+    assert fake.requests() == []
+    blob = next((tmp_path / "home/hub/models--o--r/blobs").iterdir())
+    blob.write_bytes(BIG[:-1] + bytes([BIG[-1] ^ 1]))
+    (way.work / "data").unlink()
+    with pytest.raises(Corrupt, match="m-Q4_K_M"):
+        await way.fetch(want, listing, "m-Q4_K_M.gguf")
+    way.fetcher.close()
 
 
 @pytest.mark.parametrize("told", ["etag", "sha256", "md5 of a multipart", "sha256 of a multipart"])

@@ -383,6 +383,61 @@ async def test_a_node_that_is_offline_asks_nobody(hub: Any, secrets: Any) -> Non
     assert fake.requests() == []
 
 
+COMMIT = "0123456789" * 4
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    """A cache as huggingface_hub makes it, with one repository."""
+    folder = tmp_path / "home" / "hub" / "models--o--r"
+    (folder / "blobs").mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text(COMMIT)
+    for name, content in REPO.items():
+        inner = Path(name).relative_to("o/r/main")
+        blob = folder / "blobs" / hashlib.sha256(content).hexdigest()
+        blob.write_bytes(content)
+        link = folder / "snapshots" / COMMIT / inner
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(blob)
+    return folder
+
+
+async def test_a_node_that_is_offline_takes_what_its_cache_has(hub: Any, secrets: Any, cache: Path) -> None:
+    fake = hub()
+    asking = Asking(fake.url, secrets, HF_HUB_OFFLINE="1", HF_HOME=str(cache.parents[1]))
+    listing = await asking.resolve("hf://o/r:Q8_0")
+    (file,) = listing.files
+    assert (listing.revision, listing.main) == (COMMIT, "m-Q8_0.gguf")
+    assert file.digest == Digest("sha256", hashlib.sha256(REPO["o/r/main/m-Q8_0.gguf"]).hexdigest())
+    assert (
+        Path(urllib.request.url2pathname(file.url.removeprefix("file://"))).read_bytes() == REPO["o/r/main/m-Q8_0.gguf"]
+    )
+    assert (await asking.resolve(f"hf://o/r@{COMMIT}:Q8_0")).files == listing.files
+    for text in ("hf://o/other", "hf://o/r@v2", f"hf://o/r@{'f' * 40}"):
+        with pytest.raises(Unsupported, match="its cache does not have"):
+            await asking.resolve(text)
+    assert fake.requests() == []
+
+
+async def test_a_cache_leads_nowhere_else(hub: Any, secrets: Any, cache: Path, tmp_path: Path) -> None:
+    asking = Asking("http://127.0.0.1:9", secrets, HF_HUB_OFFLINE="1", HF_HUB_CACHE=str(cache.parent))
+    outside = tmp_path / "outside.gguf"
+    outside.write_bytes(b"x")
+    (cache / "snapshots" / COMMIT / "sly-Q2_K.gguf").symlink_to(outside)
+    with pytest.raises(NotThere):
+        await asking.resolve("hf://o/r:Q2_K")
+    (cache / "refs" / "main").write_text("../../../..")
+    with pytest.raises(Unsupported):
+        await asking.resolve("hf://o/r")
+    with pytest.raises((NotThere, Unsupported)):
+        await asking.source.resolve(
+            parse_source("hf://o/r"),
+            want=Want(parse_source("hf://o/r"), revision="../../../x"),
+            secrets=asking.secrets,
+        )
+
+
 HOSTILE = [
     "../up.gguf",
     "/etc/passwd.gguf",

@@ -195,6 +195,17 @@ async def test_a_download_makes_room_by_letting_the_oldest_go_and_it_is_told(new
     assert {copy.model for copy in house.served} == {"m0", "m2", "m3"}
 
 
+async def test_models_of_another_root_do_not_go_for_room_in_this_one(new_house, storehouse, tmp_path) -> None:
+    other = await new_house(root=tmp_path / "shared")
+    await other.copies.ensure(storehouse.want("a", ONE))
+    shared = (SharedRoot(path=tmp_path / "shared", mode="rw-delete"),)
+    marks = {"budget_bytes": 1 << 20, "high_water_percent": 1, "low_water_percent": 0}
+    house = await new_house(StoreSettings(reserved_disk_bytes=0, shared_roots=shared, **marks))
+    await house.copies.ensure(storehouse.want("b", "hf://o/b@one"))
+    assert await house.copies.collect() == ["b"]
+    assert storehouse.content(other) == {"a": "one"}
+
+
 async def test_nothing_goes_for_a_download_that_would_not_fit_all_the_same(new_house, storehouse, shelf) -> None:
     size = len(storehouse.model_bytes("m0"))
     shelf.publish("hf://o/m", "one", {"m.gguf": storehouse.model_bytes("m0")})
