@@ -4,6 +4,8 @@ The key says which content is meant: `sha256-<hex>` where that is known, else `s
 tells of the file. Whoever asks is answered by each node that has some of it, directly to the reply subject. Chunks are
 counted from 0; each has `CHUNK_BYTES`, the last one what is left. A run of chunks is told as its first and the one
 after its last.
+
+Which files a model has on a node is asked of that node alone: the verb `copy`, as the others of its control.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from typing import Final
 
 from pydantic import Field
 
+from schemas.hubfiles import Role
 from schemas.node import Wire
 
 CHUNK_BYTES: Final = 1 << 20
@@ -43,3 +46,30 @@ class Offer(Wire):
     """Runs of chunks. Of a complete file not told."""
     uploads: int = 0
     """Chunks that it is sending now."""
+
+
+class CopyQuestion(Wire):
+    """The body of `puna.node.<node>.copy`. `host` as in `Question`; left out, it is not asked whether the bytes could
+    be had."""
+
+    model: str
+    host: str | None = None
+
+
+class CopyFile(Wire):
+    """One file of a copy."""
+
+    path: str
+    size_bytes: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    role: Role = "other"
+
+
+class CopyTold(Wire):
+    """The answer: a whole copy of a model, as the node has it. `main`: the file that an engine loads."""
+
+    node: str
+    model: str
+    revision: str
+    main: str
+    files: tuple[CopyFile, ...]

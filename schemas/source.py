@@ -9,6 +9,7 @@
 | `file:///path`                     | a file or folder of the node, copied into the store                    |
 | `local:///path`                    | the same, served in place, and never deleted                           |
 | `pvc://claim/path`                 | a mounted volume: `local://` below the node's folder for mounts        |
+| `peer://node/model`                | the copy that another node has; the model's id encoded as in subjects  |
 | `vendor://name`                    | somebody else looks after the files                                    |
 """
 
@@ -20,10 +21,11 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
-from schemas.errors import InvalidRequest
+from schemas.errors import InvalidName, InvalidRequest
+from schemas.subjects import check_model_id, check_node_id, decode, encode
 
 SOURCE_LIMIT_BYTES: Final = 2048
-SCHEMES: Final = ("hf", "https", "http", "s3", "oci", "file", "local", "pvc", "vendor")
+SCHEMES: Final = ("hf", "https", "http", "s3", "oci", "file", "local", "pvc", "peer", "vendor")
 IN_PLACE: Final = frozenset(("local", "pvc", "vendor"))
 """Schemes whose files are used where they are and are not ours to delete."""
 
@@ -41,8 +43,8 @@ _CLAIM: Final = re.compile(r"(?P<claim>[A-Za-z0-9][A-Za-z0-9.-]{0,252})(?:/(?P<p
 
 @dataclass(frozen=True, slots=True)
 class SourceRef:
-    """A source taken apart. `place` is the repository, URL, bucket, claim or path; `inner` the file, key or path in
-    it."""
+    """A source taken apart. `place` is the repository, URL, bucket, claim, path or node; `inner` the file, key, path or
+    model in it."""
 
     text: str
     scheme: str
@@ -143,6 +145,24 @@ def _claim(text: str, rest: str) -> SourceRef:
     return SourceRef(text, "pvc", hit["claim"], inner)
 
 
+def _peer(text: str, rest: str) -> SourceRef:
+    node, _, token = rest.partition("/")
+    try:
+        return SourceRef(text, "peer", check_node_id(node), check_model_id(decode(token)))
+    except InvalidName as error:
+        raise _bad(text, _peer_remedy(node, token)) from error
+
+
+def _peer_remedy(node: str, model: str) -> str:
+    """With the right text, for a model whose id was given as it is."""
+    try:
+        if "=" not in model:
+            return f"the model's id is encoded: peer://{check_node_id(node)}/{encode(check_model_id(model))}"
+    except InvalidName:
+        pass  # the node's or the model's id cannot be
+    return "write peer://NODE/MODEL, the model's id encoded as in subjects (owner=2Frepo)"
+
+
 def _vendor(text: str, rest: str) -> SourceRef:
     if not rest:
         raise _bad(text, "write vendor://name")
@@ -158,6 +178,7 @@ _READERS: Final[dict[str, Callable[[str, str], SourceRef]]] = {
     "file": _path("file"),
     "local": _path("local"),
     "pvc": _claim,
+    "peer": _peer,
     "vendor": _vendor,
 }
 

@@ -252,6 +252,7 @@ class Names:
             f"$KV.{self.bucket_leases}.>",
             f"{self.prefix}.demand.*",
             self.peer_any(),
+            f"{self.prefix}.node.*.copy",
             self.dead("*"),
             f"$KV.{self.bucket_tasks}.>",
             f"$KV.{self.bucket_models}.>",

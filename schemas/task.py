@@ -162,9 +162,13 @@ class TaskRecord(Wire):
     """The process of that node: one that was started anew is another holder."""
     sequence: int | None = None
     """Of the message in the tasks stream that is being worked on."""
+    delivery: str | None = None
+    """Where that message is acknowledged, while the holder has it in its hands: so that its next life can go on."""
     epoch: int = 1
     state: TaskState = "queued"
     attempts: int = 0
+    reached_bytes: int = 0
+    """The furthest that a try came whose process was lost; one that came further than all before does not count."""
     declined: int = 0
     """Times that a node which heard it could not take it."""
     cancel: bool = False

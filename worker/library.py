@@ -27,6 +27,7 @@ from worker.desired.variants import W, chosen, machine
 from worker.fitting import why_never
 from worker.keeper import Keeper
 from worker.labels import hardware_labels
+from worker.peers.copies import Shelf
 from worker.peers.peers import Peers
 from worker.shelving import Shelving
 from worker.sources import Listing, Source, SourceError, find_source
@@ -99,6 +100,7 @@ class Library:
             settings.peers,
             self._fetcher,
             roots=(settings.models_folder, *(each.path for each in settings.store.shared_roots)),
+            shelf=Shelf(lambda: self.store.copies(), lambda: self.copies.states(), self.opened.is_set),
             advertise=settings.http.advertise,
             tasks=here.tasks,
             tell=here.events.tell,
@@ -253,4 +255,5 @@ class Library:
         hub = Hub(Patience(downloads.hf_max_retries, downloads.hf_retry_interval_s, quiet=quiet))
         objects = ObjectStore(Patience(downloads.download_retry, downloads.retry_interval_s, quiet=quiet))
         web = Web(self._fetcher.client, tries=downloads.download_retry, interval_s=downloads.retry_interval_s)
-        return {"hf": hub, "s3": objects, "oci": objects, "http": web, "https": web}
+        own: dict[str, Source] = {"hf": hub, "s3": objects, "oci": objects, "http": web, "https": web}
+        return own | {"peer": self.peers.source}

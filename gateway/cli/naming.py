@@ -52,7 +52,9 @@ def known_source(stored: Stored) -> str | None:
 
 
 def name_of(ref: SourceRef) -> str:
-    """The id that a source suggests: `owner/repo:quant` of the Hub, else the file's name."""
+    """The id that a source suggests: `owner/repo:quant` of the Hub, another node's own, else the file's name."""
+    if ref.scheme == "peer" and ref.inner:
+        return ref.inner
     if ref.scheme == "hf":
         chosen = ref.quant or (_stem(ref.inner) if ref.inner else None)
         return f"{ref.place}:{chosen}" if chosen else ref.place

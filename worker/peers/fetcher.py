@@ -6,7 +6,7 @@
 
 What came from others is compared chunk by chunk, and the whole by its digest in the end. When that is wrong, chunks
 that differ from those of a node with all of it are taken anew; when it is still wrong, everything comes from the
-source. Then it is known who lied.
+source. Then it is known who lied. A file of `peer://` has no source: it comes from other nodes or not at all.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from worker.peers.lease import Lease
 from worker.peers.partfile import PartFile, identity_of, sums_of
 from worker.peers.swarm import Swarm
 from worker.peers.uploads import SUMS_AT_ONCE
-from worker.sources import RemoteFile, Signed, SourceError
+from worker.sources import Corrupt, RemoteFile, Signed, SourceError, Unreachable, Unsupported
+from worker.sources.peer import SCHEME
 from worker.transfer.disk import discard
 from worker.transfer.journal import Identity
 from worker.transfer.part import Digests, Part
@@ -54,14 +55,21 @@ class PeerFetcher:
     ) -> Digests:
         """As `worker.transfer.fetcher.Fetcher.fetch`. The part's folder is named by the key of the file."""
         key, identity = part.data.parent.name, identity_of(file)
-        shared = self._crowd.settings.enabled and KEY.fullmatch(key) is not None and urlsplit(file.url).scheme != "file"
-        if not shared or identity is None or (file.size_bytes or 0) < self._crowd.settings.smallest_bytes:
+        if identity is None or not self._shared(key, file):
             digests = await self._inner.fetch(file, sign, part, on_bytes, source=source)
         else:
             digests = await _Shared(self._inner, self._crowd, key, identity, file, sign, part, on_bytes, source).run()
         if not key.startswith("sha256-"):
             self._crowd.holdings.learn(key, digests.sha256)
         return digests
+
+    def _shared(self, key: str, file: RemoteFile) -> bool:
+        """Whether other nodes are asked. Raises `Unsupported` for a file that only they have, and may not be."""
+        settings, scheme = self._crowd.settings, urlsplit(file.url).scheme
+        if scheme == SCHEME and not settings.enabled:
+            raise Unsupported(f"{file.path}: this node shares no files (peers.enabled)")
+        known = settings.enabled and KEY.fullmatch(key) is not None and scheme != "file"
+        return known and (scheme == SCHEME or (file.size_bytes or 0) >= settings.smallest_bytes)
 
 
 class _Asked(SourceError):
@@ -94,7 +102,8 @@ class _Shared:
         self._source = source
         self._tally = Tally(on_bytes)
         self._lease = Lease(crowd.bus, crowd.node, key, crowd.settings.lease_s)
-        self._swarm = Swarm(crowd, key, file, self._tally, self._lease)
+        self._only_peers = urlsplit(file.url).scheme == SCHEME
+        self._swarm = Swarm(crowd, key, file, self._tally, None if self._only_peers else self._lease)
         self._suspects: set[tuple[int, str, str]] = set()
         """Of what was wrong in all: chunks, who gave them, and their sums."""
         self._believed: set[str] = set()
@@ -114,6 +123,8 @@ class _Shared:
         mends, without = MENDS, 0
         while True:
             end = await self._follow(without)
+            if end != "whole" and self._only_peers:
+                raise Unreachable(f"{self._file.path}: no node gives what is missing{self._why()}")
             if end != "whole":
                 digests = await (self._lead() if end == "lead" else self._from_source(self._tally.source()))
             elif (digests := await self._checked()) is None:
@@ -122,6 +133,9 @@ class _Shared:
                 digests = None if without else await self._anew()
             if digests is not None:
                 return digests
+
+    def _why(self) -> str:
+        return f"; {self._swarm.trouble}" if self._swarm.trouble else ""
 
     async def _follow(self, without: int) -> str:
         file = await PartFile.open(self._part, self._identity, self._crowd.hands, without=without)
@@ -171,6 +185,9 @@ class _Shared:
         await aside(lambda: discard(self._part), "peers-discard")
         self._crowd.holdings.forget(self._key)
         self._tally.there(0)
+        if self._only_peers:
+            nodes = ", ".join(sorted({node for _, node, _ in self._suspects})) or "other nodes"
+            raise Corrupt(f"{self._file.path}: what {nodes} gave is not the file that was told of")
         return await self._from_source(self._tally.source())
 
     # -- checks ------------------------------------------------------------------------------------------------------

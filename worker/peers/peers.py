@@ -13,6 +13,7 @@ from worker.copying import Fetch
 from worker.peers.address import Address
 from worker.peers.answering import Answering
 from worker.peers.client import PeerClient
+from worker.peers.copies import CopyAnswers, Shelf
 from worker.peers.crowd import Crowd, Tell
 from worker.peers.fetcher import PeerFetcher
 from worker.peers.hands import Hands
@@ -21,10 +22,12 @@ from worker.peers.questions import Questions
 from worker.peers.settings import PeerSettings
 from worker.peers.tokens import Tokens
 from worker.peers.uploads import Uploads
+from worker.sources.peer import Peer
 
 
 class Peers:
-    """`inner` asks sources; `roots` are the folders of the store, the one that is written first."""
+    """`inner` asks sources; `roots` are the folders of the store, the one that is written first; `shelf` what is in
+    them. `source` is that of `peer://`."""
 
     def __init__(
         self,
@@ -34,6 +37,7 @@ class Peers:
         inner: Fetch,
         *,
         roots: Sequence[Path],
+        shelf: Shelf,
         advertise: str | None,
         tasks: Tasks,
         tell: Tell,
@@ -54,6 +58,8 @@ class Peers:
         self._answering = Answering(
             bus, node, self.holdings, tokens, self.address, hands, run=tasks.start, uploads=lambda: self.uploads.active
         )
+        self._copies = CopyAnswers(bus, node, shelf, self.address, shares=settings.enabled)
+        self.source: Final = Peer(bus, node, self.address.host, self._copies.told)
         self._client = PeerClient(settings.stall_timeout_s)
         questions = Questions(bus, node, self.address.host)
         self.crowd: Final = Crowd(bus, node, settings, self.holdings, questions, self._client, hands, tell, tasks.start)
@@ -62,6 +68,7 @@ class Peers:
     async def listens(self, host: str, port: int) -> None:
         """The HTTP is up: others may be told, and their questions answered."""
         await self.address.listens(host, port)
+        self._copies.start()
         if self._enabled:
             self._answering.start()
 
@@ -72,4 +79,5 @@ class Peers:
     def stop(self) -> None:
         """Answer no questions any more, and end idle connections. Safe to call twice."""
         self._answering.stop()
+        self._copies.stop()
         self._client.close()

@@ -29,17 +29,20 @@ POLL_S: Final = 0.25
 """How often the one who has most is looked at again, while there is nothing to take."""
 LEASE_LOOK_S: Final = 1.0
 TICK_S: Final = 0.02
+NOBODY_S: Final = 10.0
+"""With nobody who has what is missing for so long, and no source to ask, it is given up."""
 End = Literal["whole", "lead", "alone"]
 
 
 class Swarm:
     """One file's. `given`: who gave each chunk, and its SHA-256; `only`: the one node that may be asked, if not
-    all."""
+    all; `trouble`: why the last node that failed did. Without a lease there is no source to ask."""
 
-    def __init__(self, crowd: Crowd, key: str, file: RemoteFile, tally: Tally, lease: Lease) -> None:
+    def __init__(self, crowd: Crowd, key: str, file: RemoteFile, tally: Tally, lease: Lease | None) -> None:
         size = file.size_bytes or 0
         self.given: dict[int, tuple[str, str]] = {}
         self.only: str | None = None
+        self.trouble: str | None = None
         self.holders = Holders(size, crowd.shunned, crowd.clock, crowd.dice)
         self._crowd = crowd
         self._key = key
@@ -152,11 +155,13 @@ class Swarm:
     async def _elect(self, file: PartFile) -> End | None:
         """Nobody has what is missing: ask the source, unless somebody else does."""
         now, crowd = self._crowd.clock(), self._crowd
-        if now - self._moved_at > crowd.settings.patience_s:
+        if now - self._moved_at > (crowd.settings.patience_s if self._lease else NOBODY_S):
             return "alone"
         if now < self._lease_at:
             return None
         self._lease_at = now + LEASE_LOOK_S * (0.5 + crowd.dice())
+        if self._lease is None:
+            return None
         got = await self._lease.take()
         if not got:
             return "alone" if got is None else None
@@ -205,6 +210,7 @@ class Swarm:
             self.holders.lacks(node, number)
         except PeerForgot:
             self.holders.forget(node)
+            self._ask_at = 0.0
         except PeerFailed as error:
             crowd.shunned.failed(node)
             self.holders.forget(node)
@@ -224,4 +230,5 @@ class Swarm:
             crowd.client.done_with(came)
 
     def _note(self, event: str, node: str, **facts: object) -> None:
+        self.trouble = f"node {node}: {facts['reason']}" if "reason" in facts else self.trouble
         log.warning(event, extra={"event": event, "peer": node, "file": self._name, **facts})

@@ -84,6 +84,7 @@ _OWN: Final[Mapping[str, str]] = {
     "file": "worker.sources.local:Folder",
     "local": "worker.sources.local:Folder",
     "pvc": "worker.sources.local:Folder",
+    "peer": "worker.sources.peer:Peer",
     "vendor": "worker.sources.local:Vendor",
 }
 """Ours, as pyproject.toml registers them: for an installation whose metadata does not tell of them."""

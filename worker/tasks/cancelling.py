@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from bus.connection import Bus
 from bus.errors import JetStreamError
+from bus.job import Job, parse_delivery
 from bus.topology import STREAM_NOT_FOUND, delete_message
 from schemas.errors import PunaError
 from schemas.task import TaskOp, TaskRecord, moved, read_task
@@ -44,6 +45,28 @@ class Queue:
                 return int(stored["seq"]), op, model
             sequence = int(stored["seq"]) + 1
         return None
+
+    async def job_of(self, record: TaskRecord) -> Job | None:
+        """The message of a task whose delivery is in its record, as if it had just come; None if it is not there any
+        more, or the record does not tell of one."""
+        delivery = parse_delivery(record.delivery or "")
+        if delivery is None or (delivery.stream, delivery.stream_sequence) != (self._stream, record.sequence):
+            return None
+        stored = await self._read({"seq": delivery.stream_sequence})
+        if stored is None or self._task_of(stored)[0] != record.task:
+            return None
+        return Job(
+            subject=str(stored["subject"]),
+            payload=base64.b64decode(stored.get("data") or ""),
+            headers={},
+            stream_sequence=delivery.stream_sequence,
+            delivered=delivery.delivered,
+            pending=delivery.pending,
+            published_at=delivery.published_at,
+            reply=record.delivery or "",
+            valid=lambda: True,
+            acknowledge=self._bus.publish,
+        )
 
     async def drop(self, sequence: int) -> bool:
         """Take a message out. False if it was not there."""

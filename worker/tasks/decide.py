@@ -45,6 +45,8 @@ class Heard:
     """By the server's clock."""
     own_id: bool
     """The sender chose the id."""
+    delivery: str = ""
+    """Where the message is acknowledged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +147,7 @@ def _fresh(heard: Heard, me: Me, epoch: int, now: float) -> TaskRecord:
         node=me.node,
         holder=me.holder,
         sequence=heard.sequence,
+        delivery=heard.delivery,
         epoch=epoch,
         state="running",
         attempts=1,
@@ -154,6 +157,7 @@ def _fresh(heard: Heard, me: Me, epoch: int, now: float) -> TaskRecord:
 
 
 def _again(heard: Heard, record: TaskRecord, me: Me, now: float) -> Claim | End:
+    record = _lost(record)
     if record.attempts >= TRIES:
         said = f": {record.error}" if record.error else ""
         text = f"given up after {record.attempts} tries, the last on {record.node}{said}"
@@ -162,6 +166,7 @@ def _again(heard: Heard, record: TaskRecord, me: Me, now: float) -> Claim | End:
         "node": me.node,
         "holder": me.holder,
         "sequence": heard.sequence,
+        "delivery": heard.delivery,
         "epoch": record.epoch + 1,
         "attempts": record.attempts + 1,
         "reason": None,
@@ -171,11 +176,51 @@ def _again(heard: Heard, record: TaskRecord, me: Me, now: float) -> Claim | End:
     return Claim(moved(record, "running", now, **changes))
 
 
+def _lost(record: TaskRecord) -> TaskRecord:
+    """The record of a try whose process was lost. One that had come further than all before does not count: whoever is
+    killed often gets there all the same, and what kills its worker does so five times at most."""
+    reached = record.progress.bytes_done if record.state == "running" and record.progress is not None else 0
+    if reached <= record.reached_bytes:
+        return record
+    return record.model_copy(update={"reached_bytes": reached, "attempts": record.attempts - 1})
+
+
+def on_waiting(heard: Heard, stored: Stored | None, me: Me, reason: str, now: float) -> TaskRecord | None:
+    """What to write of a task that this node has in its hands and has no room for yet; None: nothing."""
+    if stored is None:
+        fresh = _fresh(heard, me, 1, now)
+        return fresh.model_copy(update={"state": "queued", "attempts": 0, "reason": reason})
+    record = stored.record
+    if record.state not in ("queued", "retrying") or record.cancel or record.sequence not in (None, heard.sequence):
+        return None
+    mine = {"node": me.node, "holder": me.holder, "sequence": heard.sequence, "delivery": heard.delivery}
+    return record.model_copy(update={**mine, "epoch": record.epoch + 1, "reason": reason, "next_retry_at": None})
+
+
+def on_restart(record: TaskRecord, me: Me, now: float) -> TaskRecord | None:
+    """What a process writes that finds a task in the hands of an earlier life of its node, before it goes on with it;
+    None: it is not so. The earlier one can write nothing any more then, should it only have been frozen."""
+    if record.ended or record.delivery is None or record.node != me.node or record.holder in (None, me.holder):
+        return None
+    record = _lost(record)
+    state = "retrying" if record.state == "running" else record.state
+    mine = {"holder": me.holder, "epoch": record.epoch + 1, "next_retry_at": None}
+    reason = f"{me.node} was started anew and goes on with it"
+    return moved(record, state, now, reason=reason, **mine) if state != record.state else record.model_copy(update=mine)
+
+
+def on_message_gone(record: TaskRecord, now: float) -> End:
+    """Somebody took its message out of the queue: nobody will do it."""
+    why = "its message is not in the queue any more"
+    return End(moved(record, "cancelled", now, reason=why, delivery=None, next_retry_at=None))
+
+
 def on_declined(heard: Heard, stored: Stored | None, me: Me, reason: str, now: float, *, others: bool) -> Later | End:
     """This node cannot take it. `others`: some other node that lives suits it, so this counts for nothing."""
     if stored is None or stored.record.ended:
         epoch = stored.record.epoch + 1 if stored else 1
-        record = _fresh(heard, me, epoch, now).model_copy(update={"state": "queued", "attempts": 0, "holder": None})
+        fresh = {"state": "queued", "attempts": 0, "holder": None}
+        record = _fresh(heard, me, epoch, now).model_copy(update=fresh)
     elif others and stored.record.state != "running":
         return Later(stored.record, PASSED_ON_DELAY_S)
     else:

@@ -33,6 +33,7 @@ class TaskInbox:
 
     async def start(self, *, timeout_s: float | None = None) -> None:
         """Take tasks. Raises `BusUnavailable` if the records cannot be read in time; it goes on trying all the same."""
+        await self._runner.resume()
         for pull in self._pulls:
             await pull.start()
             pull.want(PULLS)

@@ -45,6 +45,17 @@ class Records:
                 failures += 1
                 await self._outage(error, failures)
 
+    async def all(self) -> list[Stored]:
+        """Every record that can be read. Asked again until it can be."""
+        failures = 0
+        while True:
+            try:
+                entries = await self._bucket.entries()
+                return [stored for entry in entries.values() if (stored := stored_of(entry)) is not None]
+            except BusUnavailable as error:
+                failures += 1
+                await self._outage(error, failures)
+
     async def claim(self, record: TaskRecord, before: Stored | None) -> Stored:
         """Write over `before`, or as a new one. Raises `Fenced` if somebody else wrote meanwhile."""
         failures = 0

@@ -10,6 +10,7 @@ from bus.job import Job
 from schemas.model import CopyProgress
 from worker.tasks.decide import Heard, Stored
 from worker.tasks.effects import Asked
+from worker.tasks.hand import keep
 from worker.tasks.records import Records
 
 log = logging.getLogger(__name__)
@@ -67,4 +68,4 @@ class Run:
                     self.end("cancelled")
             if loop.time() - signed_at >= sign_every_s:
                 signed_at = loop.time()
-                self.job.working()
+                keep(self.job)

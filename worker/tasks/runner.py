@@ -13,6 +13,7 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any, Final, cast
 
 import orjson
@@ -27,6 +28,7 @@ from worker.tasks import decide, letters
 from worker.tasks.cancelling import Queue
 from worker.tasks.decide import Claim, Clash, Done, Doubled, End, Failure, Heard, Later, Me, Stored
 from worker.tasks.effects import HEAVY, Asked, Effects, Stopped, TaskFailed
+from worker.tasks.hand import keep, settle
 from worker.tasks.records import Fenced, Records, holds, stored_of
 from worker.tasks.run import Run
 
@@ -103,6 +105,28 @@ class Runner:
                 stored = stored_of(entry)
                 run.seen(stored, held=stored is not None and holds(stored.record, run.stored.record))
 
+    async def resume(self) -> None:
+        """Go on with what an earlier life of this node had in its hands, here and at once, before others are handed it:
+        what has come of the files is on this disk. Whatever dies in between, the message is still in the queue.
+        """
+        for stored in await self._records.all():
+            record = decide.on_restart(stored.record, self._me, self._clock())
+            if record is not None:
+                try:
+                    await self._resume(await self._records.claim(record, stored))
+                except Fenced:
+                    continue  # another node was handed it
+
+    async def _resume(self, mine: Stored) -> None:
+        record = mine.record
+        job = await self._queue.job_of(record)
+        if job is None:
+            await self._records.hold(decide.on_message_gone(record, self._clock()).record, mine)
+            return
+        job.working()
+        log.info("task_resumed", extra={"event": "task_resumed", "task": record.task, "epoch": record.epoch})
+        self._tasks.start(f"task {job.stream_sequence}", self._handle(job, mine=True))
+
     def close(self) -> None:
         """Begin nothing any more."""
         self._closed = True
@@ -119,7 +143,8 @@ class Runner:
             log.warning("tasks_left", extra={"event": "tasks_left", "tasks": list(self._runs)})
 
     # -- one message -------------------------------------------------------------------------------------------------
-    async def _handle(self, job: Job) -> None:
+    async def _handle(self, job: Job, *, mine: bool = False) -> None:
+        """`mine`: its record is of this process already."""
         op = job.subject
         try:
             op, node = self._bus.names.task_parts(job.subject)
@@ -130,44 +155,73 @@ class Runner:
         found = cast(TaskOp, op)
         own_id = str(task.id) != derived_id(op, orjson.loads(job.payload), node)
         model = getattr(task, "model", None)
-        heard = Heard(str(task.id), found, model, job.stream_sequence, job.published_at, own_id)
+        at = (job.stream_sequence, job.published_at)
+        heard = Heard(str(task.id), found, model, *at, own_id, job.reply)
         asked = Asked(found, task, node is not None, job.published_at)
-        run = self._runs.get(heard.task)
-        if run is not None and run.heard.sequence == heard.sequence:
-            run.job = job  # the signs of life of the last delivery were lost; the work goes on under this one
-            return
-        await self._heard(heard, asked, job)
+        if not self._goes_on(heard, job):
+            await self._heard(heard, asked, job, mine)
 
-    async def _heard(self, heard: Heard, asked: Asked, job: Job) -> None:
+    def _goes_on(self, heard: Heard, job: Job) -> bool:
+        """Whether it runs here: then the signs of life of its last delivery were lost, and it is ours by this one."""
+        run = self._runs.get(heard.task)
+        if run is None or run.heard.sequence != heard.sequence:
+            return False
+        run.job = job
+        return True
+
+    async def _heard(self, heard: Heard, asked: Asked, job: Job, mine: bool) -> None:
         if asked.op not in HEAVY:
-            await self._begin(heard, asked, job)
+            await self._begin(heard, asked, job, mine)
             return
         if self._room.locked() and not asked.named:
             job.nak(decide.BUSY_DELAY_S)
             return
+        if self._room.locked():
+            mine = await self._wait_for_room(heard, job) or mine
+        else:
+            await self._room.acquire()
+        try:
+            await self._begin(heard, asked, job, mine)
+        finally:
+            self._room.release()
+
+    async def _wait_for_room(self, heard: Heard, job: Job) -> bool:
+        """Until fewer run here. True: its record says that it waits, and is of this process."""
         async with asyncio.TaskGroup() as group:
             signs = group.create_task(self._sign(job))
             self._waiting += 1
             try:
+                mine = await self._say_that_it_waits(heard)
                 await self._room.acquire()
             finally:
                 self._waiting -= 1
                 signs.cancel()
+        return mine
+
+    async def _say_that_it_waits(self, heard: Heard) -> bool:
+        reason = f"{self._me.node} does {len(self._runs)} others first"
+        stored = await self._records.get(heard.task)
+        record = decide.on_waiting(heard, stored, self._me, reason, self._clock())
         try:
-            await self._begin(heard, asked, job)
-        finally:
-            self._room.release()
+            return record is not None and bool(await self._records.claim(record, stored))
+        except Fenced:
+            return False
 
     async def _sign(self, job: Job) -> None:
         while True:
             await asyncio.sleep(self._sign_every_s)
-            job.working()
+            keep(job)
 
-    async def _begin(self, heard: Heard, asked: Asked, job: Job) -> None:
+    async def _begin(self, heard: Heard, asked: Asked, job: Job, mine: bool) -> None:
         if self._closed:
             job.nak()
             return
+        if self._goes_on(heard, job):
+            return
         stored = await self._records.get(heard.task)
+        if mine and stored is not None and not stored.record.ended and stored.record.holder != self._me.holder:
+            log.info("task_lost", extra={"event": "task_lost", "task": heard.task, "node": self._me.node})
+            return  # our signs of life were lost, and somebody else has it by now
         step = decide.on_delivery(heard, stored, self._me, self._clock())
         if isinstance(step, Doubled):
             if await self._queue.task_at(step.sequence) == heard.task:
@@ -184,10 +238,10 @@ class Runner:
     ) -> None:
         match step:
             case Done():
-                job.ack()
+                await settle(self._queue, job, heard.task, Job.ack)
             case Clash():
                 await self._letter(self._clash(step, heard, job), job)
-                job.ack()
+                await settle(self._queue, job, heard.task, Job.ack)
             case End():
                 await self._end(step, heard, job, stored)
             case Claim():
@@ -262,7 +316,7 @@ class Runner:
     # -- the end -----------------------------------------------------------------------------------------------------
     async def _end(self, step: End | Later, heard: Heard, job: Job, stored: Stored | None) -> None:
         """Store what came of it, then let the message go, or give it back."""
-        record = step.record
+        record = step.record.model_copy(update={"delivery": None})
         if isinstance(step, End) and record.state in ("dead", "failed"):
             await self._still(stored)
             await self._letter(self._dead(record, job), job)
@@ -271,9 +325,9 @@ class Runner:
         elif stored is None or record != stored.record:
             await self._records.claim(record, stored)
         if isinstance(step, Later):
-            job.nak(step.delay_s)
+            await settle(self._queue, job, heard.task, partial(Job.nak, delay_s=step.delay_s))
         else:
-            job.ack()
+            await settle(self._queue, job, heard.task, Job.ack)
             self._say(heard, record)
 
     async def _still(self, stored: Stored | None) -> None:

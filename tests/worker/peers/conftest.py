@@ -22,6 +22,7 @@ from schemas.errors import PunaError
 from schemas.source import parse_source
 from schemas.topology import fleet
 from web import Exchange, Server
+from worker.peers.copies import Shelf
 from worker.peers.peers import Peers
 from worker.peers.settings import PeerSettings
 from worker.sources import Digest, Listing, RemoteFile, Signed
@@ -76,6 +77,7 @@ class Member:
         self.root = folder
         self.told: list[tuple[str, dict[str, Any]]] = []
         self.bytes: list[int] = []
+        self.copies: dict[str, Any] = {}
         self.tasks = Tasks()
         self.inner = Fetcher(DownloadSettings(**QUICK))
         for name in layout.FOLDERS:
@@ -86,6 +88,7 @@ class Member:
             PeerSettings(**({"answer_wait_s": 0.15, "stall_timeout_s": 0.5, "lease_s": 2.0} | settings)),
             self.inner,
             roots=(folder,),
+            shelf=Shelf(lambda: self.copies, dict, lambda: True),
             advertise=None,
             tasks=self.tasks,
             tell=lambda kind, **facts: self.told.append((kind, facts)),
