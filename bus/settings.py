@@ -26,6 +26,7 @@ _ENVIRONMENT: Final = {
     "NATS_CA": "tls_ca_file",
     "NATS_CERT": "tls_cert_file",
     "NATS_KEY": "tls_key_file",
+    "POD_NAMESPACE": "prefix",
     "PUNA_PREFIX": "prefix",
 }
 _CONTEXT: Final = {

@@ -11,7 +11,7 @@ import sys
 import textwrap
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
@@ -24,11 +24,30 @@ HEAD = """# Configuration
 
 Generated from the settings by `docs/generate_configuration.py`; do not edit.
 
-Each service reads a YAML file (`--config`), the environment and its command line. The command line wins over the
-environment, the environment over the file, the file over the default. In the environment a key is `PUNA_` and its name
-in upper case, with `__` between levels: `PUNA_HTTP__LISTEN`. Lists and mappings are given as JSON there. In the file
-`${env.NAME}` stands for a variable and fails when it is not set. A wrong key or value is named with file and line.
-`NATS_URL` and `NATS_CONTEXT` (a context of the `nats` command line) are honoured too.
+Each service reads a file (`--config`; YAML, or TOML where its name ends in `.toml`), the environment and its command
+line. The command line wins over the environment, the environment over the file, the file over the default. In the
+environment a key is `PUNA_` and its name in upper case, with `__` between levels: `PUNA_HTTP__LISTEN`. Lists and
+mappings are given as JSON there. In the file `${env.NAME}` stands for a variable and fails when it is not set. A wrong
+key or value is named with file and line. `NATS_URL` and `NATS_CONTEXT` (a context of the `nats` command line) are
+honoured too, and `POD_NAMESPACE` as `nats.prefix`.
+
+A time is a number of seconds (`…_ms`: milliseconds), or has its unit: `15s`, `10m`, `1h30m`. A size is a number of
+bytes, or `10M`, `200MB`, `8GiB`: powers of 1024, however it is written.
+"""
+
+OTHERS = """## Names of other node agents
+
+A worker's settings may stand at the top level of its file, or in `PUNA_…` variables, under the names that users of
+other agents know, with `_` or `-`.
+
+| name | setting |
+|---|---|
+"""
+IDLE_HEAD = """
+These are accepted and do nothing; the worker's log says so.
+
+| name | why |
+|---|---|
 """
 
 
@@ -37,8 +56,17 @@ def page() -> str:
     from gateway.settings import GatewaySettings
     from worker.settings import WorkerSettings
 
-    parts = [HEAD, "## Worker", table(WorkerSettings), "## Gateway", table(GatewaySettings)]
+    parts = [HEAD, "## Worker", table(WorkerSettings), "## Gateway", table(GatewaySettings), other_names()]
     return "\n".join(part.strip("\n") + "\n" for part in parts)
+
+
+def other_names() -> str:
+    """The names that a worker's settings have elsewhere."""
+    from worker.aliases import IDLE, NAMES
+
+    names = [f"| `{name}` | `{'.'.join(alias.path)}` |\n" for name, alias in NAMES.items()]
+    idle = [f"| `{name}` | {why} |\n" for name, why in IDLE.items()]
+    return "".join([OTHERS, *names, IDLE_HEAD, *idle])
 
 
 def table(model: type[BaseModel]) -> str:
@@ -58,7 +86,8 @@ def rows(model: type[BaseModel], prefix: str) -> list[str]:
             out += rows(inner, f"{prefix}{name}{'[]' if is_list else ''}.")
             continue
         text = cell(texts.get(name, ""))
-        out.append(f"| `{prefix}{name}` | {cell(type_name(field.annotation))} | {cell(default(field))} | {text} |")
+        kind = unit_name(name) or type_name(field.annotation)
+        out.append(f"| `{prefix}{name}` | {cell(kind)} | {cell(default(field))} | {text} |")
     return out
 
 
@@ -75,10 +104,20 @@ def inner_model(annotation: Any) -> type[BaseModel] | None:
     return next((each for each in found if each is not None), None)
 
 
+def unit_name(name: str) -> str:
+    """Of a field that takes text with a unit."""
+    from schemas.units import reader, size
+
+    unit = reader(name)
+    return "" if unit is None or name.startswith("per_source") else "size" if unit is size else "time"
+
+
 def type_name(annotation: Any) -> str:
     """As a person would say it."""
     if annotation is SecretStr:
         return "secret text"
+    if get_origin(annotation) is Annotated:
+        return type_name(get_args(annotation)[0])
     arguments = [each for each in get_args(annotation) if each is not type(None)]
     if annotation in (str, int, float, bool, Path):
         return {str: "text", int: "whole number", float: "number", bool: "true or false", Path: "path"}[annotation]

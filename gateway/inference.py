@@ -201,6 +201,7 @@ class Inference:
     def ended(self, stream: Stream) -> None:
         """Forget the stream; write its one log line."""
         self._streams.pop(stream.token, None)
+        self._offering.ended(stream)
         stream.answer.forget()
         if stream.in_store:
             self._line.clear(stream.ticket.wire_id)

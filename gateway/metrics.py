@@ -64,6 +64,12 @@ class Metrics:
             ("result",),
             registry=registry,
         )
+        self.direct = Counter(
+            "puna_gateway_direct_total",
+            "Requests offered to an engine with much room: offered, accepted, fell_back into the line.",
+            ("result",),
+            registry=registry,
+        )
         self.affinity_tokens = Counter(
             "puna_gateway_affinity_cached_tokens_total",
             "Prompt tokens of accepted offers that came out of the cache.",

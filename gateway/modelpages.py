@@ -21,6 +21,7 @@ from gateway import routermode
 from gateway.candidates import Held, asked_by_bus, candidates, holders, running
 from gateway.orders import order, order_raw
 from gateway.tasks import send_task
+from gateway.upstream import upstream_page
 from gateway.view import View
 from schemas.errors import InvalidRequest, ModelNotFound, NotAllowed, PunaError, Unavailable, UnknownField
 from schemas.node import Heartbeat
@@ -197,6 +198,10 @@ class ModelPages:
             raise InvalidRequest("model is not loaded", param="model")
         asked = {"engine": ready[0].engine, "path": path}
         return await order_raw(self._bus, ready[0].node, "engine-get", asked)
+
+    async def upstream(self, path: str) -> bytes:
+        """A page of one engine, as it is. Raises as `upstream_page` does."""
+        return await upstream_page(self._bus, {beat.node for beat in self._beats()}, path)
 
     def _beats(self) -> list[Heartbeat]:
         fleet = self._view().fleet

@@ -33,7 +33,7 @@ def names(moment: Moment) -> list[str]:
 
 def _buried(stored: Stored) -> bool:
     """It was deleted, and nothing of it is left but the note of that."""
-    return stored.record is not None and stored.record.deleting and not stored.copies
+    return stored.record is not None and stored.record.deleting and not stored.copies and not stored.tasks
 
 
 def one(moment: Moment, model: str) -> dict[str, Any]:
@@ -47,6 +47,7 @@ def one(moment: Moment, model: str) -> dict[str, Any]:
         each = [_copy(one, node in moment.fleet.nodes) for node, one in stored.copies.items()]
         told["copies"] = {**(told["copies"] or {}), "each": each}
         told["record"] = stored.record.model_dump(mode="json", exclude_none=True) if stored.record else None
+        told["file"] = dict(file_of(stored)) or None
     return told
 
 
@@ -76,6 +77,8 @@ def entry(name: str, moment: Moment) -> dict[str, Any]:
         "context": about["n_ctx"] or about["n_ctx_train"],
         "quantisation": about["quantization"],
         "parameters": about["n_params"],
+        "api_capabilities": file_of(stored).get("api_capabilities"),
+        "memory_bytes": file_of(stored).get("memory_bytes"),
         **told,
         "source": _source(stored),
         "size_bytes": _size(stored),

@@ -5,7 +5,8 @@
 | `ready`       | a whole copy on a node that lives                          | held: that node will offer it          |
 | `downloading` | none, and one is on its way                                | 503 with progress and `Retry-After`    |
 | `verifying`   | none, and one that has come is being checked               | held: it is about to be there          |
-| `pending`     | none, and one waits for its turn, or for its next try      | 503, as for `downloading`              |
+| `pending`     | none, and one waits for its turn, for its next try, or for | 503, as for `downloading`              |
+|               | a node that takes the task to fetch it                     |                                        |
 | `wanted`      | none, and a record wants some                              | the same                               |
 | `failed`      | none, and what was tried is not tried again by itself      | 503                                    |
 | `away`        | no record, and copies only on nodes that are away           | the same                               |
@@ -24,6 +25,7 @@ from gateway.fleet import Fleet, Sighting
 from gateway.shelf import Shelf, Shelved, Stored
 from schemas.model import CopyProgress, CopyRecord, ModelRecord
 from schemas.node import OFFERS_LIMIT
+from schemas.task import TaskRecord
 
 DiskState = Literal["ready", "downloading", "verifying", "pending", "wanted", "failed", "away", "deleting"]
 COMING: Final[frozenset[DiskState]] = frozenset(("downloading", "verifying", "pending", "wanted"))
@@ -65,7 +67,8 @@ def sum_up(stored: Stored, nodes: Mapping[str, Sighting], now: float) -> OnDisk:
     whole = [one for one in here if one.copy.state in _WHOLE]
     ready = tuple(one.copy.node for one in whole)
     wanted = wanted_copies(stored.record, nodes)
-    if stored.record is not None and stored.record.deleting:
+    waits = [task for task in stored.tasks if task.state != "running"]
+    if stored.record is not None and stored.record.deleting and not waits:
         return OnDisk("deleting", _deleting(here), ready, 0)
     if whole:
         return OnDisk("ready", None, ready, wanted, offered_late=_late(whole, nodes, now))
@@ -76,6 +79,8 @@ def sum_up(stored: Stored, nodes: Mapping[str, Sighting], now: float) -> OnDisk:
     if waiting:
         first = min(waiting, key=lambda copy: copy.next_retry_at or math.inf)
         return OnDisk("pending", _told(waiting), (), wanted, next_retry_at=first.next_retry_at)
+    if stored.tasks:
+        return _asked_for((waits or stored.tasks)[0], nodes, wanted)
     failed = [one.copy for one in here if one.copy.state == "Failed"]
     if failed:
         return OnDisk("failed", _told(failed), (), wanted)
@@ -140,6 +145,22 @@ def _told(copies: Sequence[CopyRecord]) -> str:
     said = [f"{copy.node}: {copy.reason or copy.error or 'it waits for its turn'}" for copy in copies[:_SHOWN]]
     more = len(copies) - len(said)
     return "; ".join(said) + (f"; and {more} more nodes" if more > 0 else "")
+
+
+def _asked_for(task: TaskRecord, nodes: Mapping[str, Sighting], wanted: int | None) -> OnDisk:
+    """A task of which no copy tells."""
+    if task.state == "running" and task.node in nodes:
+        reason = f"{task.node} is about to fetch it"
+    elif task.state == "running":
+        reason = f"{task.node}, which was to fetch it, is away; it goes on there, or on another node"
+    elif task.error or task.reason:
+        said = "; ".join(text for text in (task.error, task.reason) if text)
+        reason = f"it waits for {'its next try' if task.state == 'retrying' else 'a node that can fetch it'}: {said}"
+    elif task.node is not None and task.node not in nodes:
+        reason = f"it waits for node {task.node}, which is not connected"
+    else:
+        reason = f"it waits for {task.node or 'a node'} to take the task"
+    return OnDisk("pending", reason, (), wanted, next_retry_at=task.next_retry_at)
 
 
 def _deleting(here: Sequence[Shelved]) -> str:

@@ -22,6 +22,7 @@ from gateway.metrics import Metrics
 from gateway.modelevents import ModelEvents
 from gateway.modelpages import ModelPages
 from gateway.nodes import Queue
+from gateway.upstream import UPSTREAM
 from gateway.view import View
 from schemas.errors import MethodNotAllowed, ModelLoading, ModelNotFound, NotFound, PunaError
 from schemas.request import OPS
@@ -39,6 +40,7 @@ POSTS: Final[dict[str, str]] = {path: op for op, path in OPS.items() if op != "t
 """Path → operation. The two without `/v1` are llama-server's own and mean the same there."""
 _MODEL: Final = "/v1/models/"
 _NODE: Final = "/v1/nodes/"
+JSON: Final = "application/json"
 _PATH_SHOWN_CHARS: Final = 80
 LOOK_AGAIN_S: Final = 0.02
 """Before a request is refused because its model is unknown, what nodes have just told may be read."""
@@ -47,6 +49,8 @@ COMING_AGAIN_S: Final = 0.15
 
 Page = Callable[[Exchange, list[Header]], None]
 Answer = Coroutine[Any, Any, Any]
+Check = Callable[[Mapping[str, str]], str | None]
+"""Raises for a caller who may not do this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +94,11 @@ class Routes:
             "/metrics": self._metrics,
             **dict.fromkeys(PROBES, self._probe),
         }
-        self._orders: dict[str, Callable[[bytes], Answer]] = {
+        self._managed: dict[str, Callable[[bytes], Answer]] = {
             "/models/load": house.models.load,
             "/models/unload": house.models.unload,
+        }
+        self._reports: dict[str, Callable[[bytes], Answer]] = {
             "/v1/nodes/register": house.agents.register,
             "/v1/nodes/heartbeat": house.agents.heartbeat,
         }
@@ -106,10 +112,12 @@ class Routes:
                 exchange.respond(204, b"", headers=[*headers, *self._house.cors.preflight(request.headers)])
             elif (op := POSTS.get(request.path)) is not None:
                 self._infer(exchange, op, headers)
-            elif (order := self._orders.get(request.path)) is not None:
-                self._order(exchange, order, headers)
+            elif (order := self._managed.get(request.path)) is not None:
+                self._order(exchange, order, headers, self._house.keyring.check_admin)
+            elif (order := self._reports.get(request.path)) is not None:
+                self._order(exchange, order, headers, self._house.keyring.check)
             elif request.path == "/models" and request.method == "POST":
-                self._order(exchange, self._house.models.fetch, headers)
+                self._order(exchange, self._house.models.fetch, headers, self._house.keyring.check_admin)
             elif request.method == "DELETE" and (model := _deleted(request)) is not None:
                 self._delete(exchange, model, headers)
             else:
@@ -155,13 +163,13 @@ class Routes:
             self._house.keyring.check(exchange.request.headers)
         page(exchange, headers)
 
-    def _order(self, exchange: Exchange, order: Callable[[bytes], Answer], headers: list[Header]) -> None:
+    def _order(self, exchange: Exchange, order: Callable[[bytes], Answer], headers: list[Header], check: Check) -> None:
         self._expect_method(exchange, headers, "POST")
-        self._house.keyring.check(exchange.request.headers)
+        check(exchange.request.headers)
         self._later(exchange, order(exchange.request.body), headers)
 
     def _delete(self, exchange: Exchange, model: str, headers: list[Header]) -> None:
-        self._house.keyring.check(exchange.request.headers)
+        self._house.keyring.check_admin(exchange.request.headers)
         self._later(exchange, self._house.models.delete(model), headers)
 
     def _page_below(self, path: str) -> Page | None:
@@ -169,7 +177,7 @@ class Routes:
             return self._model
         if path.startswith(_NODE) and len(path) > len(_NODE):
             return self._node
-        return None
+        return self._upstream if path.startswith(UPSTREAM) else None
 
     def _expect_method(self, exchange: Exchange, headers: list[Header], *allowed: str) -> None:
         if exchange.request.method not in allowed:
@@ -210,13 +218,18 @@ class Routes:
         request = exchange.request
         self._later(exchange, self._house.models.engine_page(request.path, request.query), headers)
 
+    def _upstream(self, exchange: Exchange, headers: list[Header]) -> None:
+        path = exchange.request.path
+        kind = metrics.CONTENT_TYPE if path.endswith("/metrics") else JSON
+        self._later(exchange, self._house.models.upstream(path), headers, kind)
+
     def _discovery(self, exchange: Exchange, headers: list[Header]) -> None:
         _json(exchange, 200, discovery.targets(self._house.fleet()), headers)
 
-    def _later(self, exchange: Exchange, answer: Answer, headers: list[Header]) -> None:
-        self._house.tasks.start(f"page {exchange.request.path}", self._answered(exchange, answer, headers))
+    def _later(self, exchange: Exchange, answer: Answer, headers: list[Header], kind: str = JSON) -> None:
+        self._house.tasks.start(f"page {exchange.request.path}", self._answered(exchange, answer, headers, kind))
 
-    async def _answered(self, exchange: Exchange, answer: Answer, headers: list[Header]) -> None:
+    async def _answered(self, exchange: Exchange, answer: Answer, headers: list[Header], kind: str) -> None:
         """What the page comes to, as JSON, or as it is if it is bytes; an answer is due whatever happens."""
         try:
             told = await answer
@@ -227,7 +240,7 @@ class Routes:
             raise
         else:
             body = told if isinstance(told, bytes) else orjson.dumps(told)
-            exchange.respond(200, body, headers=headers)
+            exchange.respond(200, body, content_type=kind, headers=headers)
 
     def _metrics(self, exchange: Exchange, headers: list[Header]) -> None:
         exchange.respond(200, self._house.metrics.text(), content_type=metrics.CONTENT_TYPE, headers=headers)

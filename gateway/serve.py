@@ -26,8 +26,10 @@ MISSING: Final = 69
 NOT_ALLOWED: Final = 4
 ORPHANED_GRACE_S: Final = 1.0
 """Grace of a gateway whose parent has gone: nobody looks after it any more."""
+STOP_ALLOWANCE_S: Final = 15.0
+"""Beside the grace, what the service manager is told that an end may take."""
 
-Config = Annotated[Path | None, typer.Option(help="YAML file with the settings.", exists=True, dir_okay=False)]
+Config = Annotated[Path | None, typer.Option(help="YAML or TOML file with the settings.", exists=True, dir_okay=False)]
 Nats = Annotated[str | None, typer.Option(help="NATS server, for example nats://127.0.0.1:4222.")]
 Listen = Annotated[str | None, typer.Option(help="HOST:PORT; port 0 takes a free one.")]
 KeysFile = Annotated[Path | None, typer.Option(help="File with API keys, one a line: name:key.")]
@@ -103,8 +105,10 @@ async def _serve(settings: GatewaySettings, keyring: Keyring, state_file: Path |
     from gateway.app import Gateway
     from schemas.errors import PunaError
     from web.collector import settle_memory
+    from web.notify import Notifier
     from web.program import announce
 
+    notifier = Notifier.from_environ()
     ended: asyncio.Future[float] = asyncio.get_running_loop().create_future()
     _end_on_signals(ended, settings.grace_s)
     gateway = Gateway(settings, keyring)
@@ -119,10 +123,13 @@ async def _serve(settings: GatewaySettings, keyring: Keyring, state_file: Path |
         return FAILURE
     shown = f"[{host}]" if ":" in host else host
     announce({"url": f"http://{shown}:{port}", "host": host, "port": port, "pid": os.getpid()}, state_file)
-    watcher = asyncio.create_task(_outlive(parent_pid, ended), name="parent-watch") if parent_pid else None
+    notifier.ready()
+    watchers = [asyncio.create_task(notifier.keep_alive(lambda: True), name="watchdog")]
+    watchers += [asyncio.create_task(_outlive(parent_pid, ended), name="parent-watch")] if parent_pid else []
     grace_s = await ended
+    notifier.stopping(grace_s + STOP_ALLOWANCE_S)
     await gateway.stop(grace_s)
-    if watcher is not None:
+    for watcher in watchers:
         watcher.cancel()
     return 0
 

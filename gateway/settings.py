@@ -33,6 +33,9 @@ class GatewaySettings(BaseModel):
     """Keys in the form of a line of the file."""
     api_keys_file: Path | None = None
     """One key a line: `key`, `name:key` or `name:sha256:<hex>`; `#` begins a comment."""
+    admin_keys: Words = Field(default_factory=list[str])
+    """Names of the keys that may also load, unload, fetch and delete models; `*` for all. Without any keys everybody
+    may."""
     metrics_open: bool = True
     """`/metrics` needs no key."""
     cors_origins: Words = Field(default_factory=list[str])
@@ -46,8 +49,10 @@ class GatewaySettings(BaseModel):
     engine of its model."""
     affinity: bool = True
     """The next turn of a conversation is offered first to the engine that holds its prompt in its cache."""
+    direct: bool = True
+    """A request is offered at once to an engine that has at least half of its slots free, and stands in line else."""
     affinity_wait_ms: float = Field(default=50.0, gt=0, le=1000)
-    """How long that engine may take to accept before the turn goes into the line."""
+    """How long an engine may take to accept what it was offered before that goes into the line."""
     bus_wait_s: float = Field(default=2.0, ge=0)
     """A new request waits this long for a NATS session before it is refused with 503."""
     tries: int = Field(default=3, ge=1, le=10)
@@ -63,8 +68,9 @@ class GatewaySettings(BaseModel):
     connections: int = Field(default=10_000, gt=0)
     """Open client connections; one more is answered 503."""
     fetch_schemes: Words = Field(default_factory=lambda: ["hf"])
-    """Sources that clients may have fetched by `POST /models`. Nodes fetch with their own network and credentials, so
-    add `https`, `s3`… only where every client is trusted with that. Empty: clients may neither fetch nor delete."""
+    """Sources that clients who may manage models may have fetched by `POST /models`. Nodes fetch with their own network
+    and credentials, so add `https`, `s3`… only where every such client is trusted with that. Empty: clients may neither
+    fetch nor delete."""
     grace_s: float = Field(default=30.0, ge=0)
     """On SIGTERM: how long running streams may take to end."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -85,4 +91,4 @@ class GatewaySettings(BaseModel):
     def keys(self) -> Keyring:
         """The keys that may call. Raises `BadKey`, `OSError`, and `OpenDoor` where everybody could call."""
         given = [key.get_secret_value() for key in self.api_keys]
-        return keys_for(self.listen, self.api_keys_file, given, remedy=_REMEDY)
+        return keys_for(self.listen, self.api_keys_file, given, remedy=_REMEDY, admins=self.admin_keys)

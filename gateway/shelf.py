@@ -1,39 +1,19 @@
-"""What is on the fleet's disks, and what should be there: an immutable view of two buckets, swapped whole.
+"""What is on the fleet's disks, what should be there and what was asked for: an immutable view, swapped whole.
 
 Only entries that changed are parsed, and only models of which something changed are put together anew.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Final, Generic, Protocol, TypeVar
 
-from pydantic import BaseModel, ValidationError
-
-from schemas.errors import InvalidName
+from gateway.rows import Rows, Value
+from gateway.underway import Underway
 from schemas.model import CopyRecord, ModelRecord
 from schemas.subjects import Names, encode
-
-ENTRIES_LIMIT: Final = 500_000
-"""Values of one bucket that one view holds."""
-
-R = TypeVar("R", bound=BaseModel)
-
-
-class Value(Protocol):
-    """What is read of an entry of a bucket."""
-
-    @property
-    def value(self) -> bytes:
-        """The record as JSON."""
-        ...
-
-    @property
-    def revision(self) -> int:
-        """The bucket's own number of the write."""
-        ...
+from schemas.task import TaskRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +31,8 @@ class Stored:
     model: str
     record: ModelRecord | None
     copies: Mapping[str, Shelved]
+    tasks: tuple[TaskRecord, ...] = ()
+    """Downloads of it that have not ended, the oldest first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,64 +44,28 @@ class Shelf:
     """Both buckets were read: what is not here is not there."""
 
 
-class _Rows(Generic[R]):
-    """The parsed values of one bucket, by key."""
-
-    def __init__(self, kind: type[R], key_of: Callable[[R], str]) -> None:
-        self.known: dict[str, R] = {}
-        self.rejected_total = 0
-        self._kind = kind
-        self._key_of = key_of
-        self._seen: dict[str, Value] = {}
-
-    def take(self, entries: Mapping[str, Value]) -> list[tuple[R | None, R | None]]:
-        """What was, and what is, of each key that changed."""
-        changed: list[tuple[R | None, R | None]] = []
-        for key in [key for key in self._seen if key not in entries]:
-            del self._seen[key]
-            changed.append((self.known.pop(key, None), None))
-        for key, entry in entries.items():
-            old = self._seen.get(key)
-            if old is entry or (old is not None and old.revision == entry.revision and old.value == entry.value):
-                continue
-            if old is None and len(self._seen) >= ENTRIES_LIMIT:
-                continue
-            self._seen[key] = entry
-            before, after = self.known.pop(key, None), self._parsed(key, entry)
-            if after is not None:
-                self.known[key] = after
-            changed.append((before, after))
-        return changed
-
-    def _parsed(self, key: str, entry: Value) -> R | None:
-        """None, and counted, for what is no record, or one under a key that is not its own."""
-        try:
-            found = self._kind.model_validate_json(entry.value)
-            own_key = self._key_of(found)
-        except (ValidationError, InvalidName):
-            found, own_key = None, key
-        if found is None or own_key != key:
-            self.rejected_total += 1
-            return None
-        return found
-
-
 class Shelver:
     """Turns the entries of the two buckets into `Shelf` views. Synchronous; owns no clock."""
 
     def __init__(self, names: Names) -> None:
         self.shelf = Shelf()
-        self._copies = _Rows(CopyRecord, lambda copy: names.copy_key(copy.model, copy.node))
-        self._records = _Rows(ModelRecord, lambda record: encode(record.model))
+        self._copies = Rows(CopyRecord, lambda copy: names.copy_key(copy.model, copy.node))
+        self._records = Rows(ModelRecord, lambda record: encode(record.model))
         self._by_model: dict[str, dict[str, Shelved]] = {}
         self._wanted: dict[str, ModelRecord] = {}
+        self._underway = Underway(names)
         self._models: dict[str, Stored] = {}
         self._whole = [False, False]
 
     @property
     def rejected_total(self) -> int:
         """Values that were no record."""
-        return self._copies.rejected_total + self._records.rejected_total
+        return self._copies.rejected_total + self._records.rejected_total + self._underway.rejected_total
+
+    @property
+    def unheard(self) -> frozenset[str]:
+        """Downloads that no node has heard of."""
+        return self._underway.unheard
 
     def take_copies(self, entries: Mapping[str, Value], now: float) -> Shelf:
         """A new state of the bucket of copies."""
@@ -145,6 +91,21 @@ class Shelver:
         self._whole[1] = True
         return self._swap(dirty)
 
+    def take_tasks(self, entries: Mapping[str, Value]) -> Shelf:
+        """A new state of the bucket of tasks."""
+        return self._swap(self._underway.take(entries))
+
+    def hear_tasks(self, messages: Iterable[tuple[str, bytes]]) -> Shelf:
+        """Messages that were put into the tasks stream: subject and payload."""
+        dirty: set[str] = set()
+        for subject, payload in messages:
+            dirty |= self._underway.hear(subject, payload)
+        return self._swap(dirty)
+
+    def compare_tasks(self, asked: Iterable[str], there: Iterable[tuple[str, bytes, int]]) -> Shelf:
+        """The tasks stream was read: it holds these, and of the unheard tasks `asked` no other ones."""
+        return self._swap(self._underway.compare(asked, there))
+
     def _put_copy(self, before: CopyRecord | None, after: CopyRecord | None, now: float) -> None:
         if after is not None:
             nodes = self._by_model.setdefault(after.model, {})
@@ -160,9 +121,9 @@ class Shelver:
             return self.shelf
         models = dict(self._models)
         for model in dirty:
-            copies, record = self._by_model.get(model), self._wanted.get(model)
-            if copies or record:
-                models[model] = Stored(model, record, MappingProxyType(dict(sorted((copies or {}).items()))))
+            copies, record, tasks = self._by_model.get(model), self._wanted.get(model), self._underway.of(model)
+            if copies or record or tasks:
+                models[model] = Stored(model, record, MappingProxyType(dict(sorted((copies or {}).items()))), tasks)
             else:
                 self._by_model.pop(model, None)
                 models.pop(model, None)

@@ -1,4 +1,4 @@
-"""Keeps the `Shelf` view up to date: records out of the buckets of copies and of models."""
+"""Keeps the `Shelf` view up to date: records of copies, models and tasks, and tasks as they are sent."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Final
 
 from bus.connection import Bus
 from bus.kv import Bucket, Entry, Follower
+from gateway.messages import Stored
 from gateway.shelf import Shelf, Shelver
+from gateway.taskwatch import TaskWatch
 
 JOIN_S: Final = 0.05
 """Records that come within this time make one new view."""
@@ -24,7 +26,11 @@ class ShelfWatch:
         self._shelver = Shelver(bus.names)
         self._copies = Follower(Bucket(bus, bus.names.bucket_copies), self._copies_changed, repair=repair)
         self._models = Follower(Bucket(bus, bus.names.bucket_models), self._models_changed, repair=repair)
+        self._tasks = Follower(Bucket(bus, bus.names.bucket_tasks), self._tasks_changed, repair=repair)
+        self._sent = TaskWatch(bus, self._task_sent, self._tasks_found, lambda: self._shelver.unheard)
         self._latest: Mapping[str, Entry] | None = None
+        self._asked: Mapping[str, Entry] | None = None
+        self._heard: list[tuple[str, bytes]] = []
         self._wanted: Mapping[str, Entry] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._due_at = float("-inf")
@@ -48,13 +54,16 @@ class ShelfWatch:
 
     async def start(self) -> None:
         """Until the first whole view is there."""
-        await asyncio.gather(self._copies.start(), self._models.start())
+        await asyncio.gather(self._copies.start(), self._models.start(), self._tasks.start())
         self._apply()
+        self._sent.start()
 
     async def stop(self) -> None:
         """Safe to call twice."""
         if self._timer is not None:
             self._timer.cancel()
+        await self._sent.stop()
+        await self._tasks.stop()
         await self._copies.stop()
         await self._models.stop()
 
@@ -65,6 +74,18 @@ class ShelfWatch:
     def _models_changed(self, entries: Mapping[str, Entry]) -> None:
         self._wanted = entries
         self._soon()
+
+    def _tasks_changed(self, entries: Mapping[str, Entry]) -> None:
+        self._asked = entries
+        self._soon()
+
+    def _task_sent(self, subject: str, payload: bytes) -> None:
+        self._heard.append((subject, payload))
+        self._soon()
+
+    def _tasks_found(self, asked: frozenset[str], there: list[Stored]) -> None:
+        self._apply()
+        self._shelver.compare_tasks(asked, [(one.subject, one.payload, one.sequence) for one in there])
 
     def _soon(self) -> None:
         if self._timer is None:
@@ -77,6 +98,11 @@ class ShelfWatch:
         started_at = self._loop.time()
         copies, self._latest = self._latest, None
         models, self._wanted = self._wanted, None
+        tasks, self._asked = self._asked, None
+        heard, self._heard = self._heard, []
+        self._shelver.hear_tasks(heard)
+        if tasks is not None:
+            self._shelver.take_tasks(tasks)
         if models is not None:
             self._shelver.take_models(models)
         if copies is not None:

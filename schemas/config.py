@@ -1,26 +1,25 @@
-"""Settings out of YAML, the environment and the command line, as pure functions over text.
+"""Settings out of YAML or TOML, the environment and the command line, as pure functions over text.
 
 Precedence: command line, environment (`PUNA_`, `__` nests), file, default. `${env.NAME}` in a file's string is replaced
-and fails when NAME is not set. An error names file, line and key, and the nearest right key.
+and fails when NAME is not set. A field whose name ends with its unit takes text with a unit too (`schemas.units`). An
+error names file, line and key, and the nearest right key.
 """
 
 from __future__ import annotations
 
 import difflib
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar, cast, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from schemas.aliases import Aliases
+from schemas.configtext import ConfigError, Path, place, read_text
+from schemas.units import reader
 
 M = TypeVar("M", bound=BaseModel)
-Path = tuple[str | int, ...]
-_ENV = re.compile(r"\$\{env\.([A-Za-z_][A-Za-z0-9_]*)\}")
-
-
-class ConfigError(ValueError):
-    """Settings that cannot be used. The text names the place and the remedy, one line a problem."""
 
 
 def load(
@@ -31,17 +30,24 @@ def load(
     environ: Mapping[str, str] | None = None,
     overrides: Mapping[str, Any] | None = None,
     prefix: str = "PUNA_",
+    aliases: Aliases | None = None,
+    stored: Mapping[str, Any] | None = None,
 ) -> M:
-    """Settings of type `model`. `source` names the file for messages; `overrides` is nested, `None` means not given.
+    """Settings of type `model`. `source` names the file for messages; one that ends in `.toml` is TOML. `overrides` is
+    nested, `None` means not given. `stored` counts more than the file and less than the environment.
 
     Raises `ConfigError`.
     """
     lines: dict[Path, int] = {}
-    from_file = _from_yaml(text, source, environ or {}, lines)
-    merged = _merge(from_file, from_environment(model, environ or {}, prefix))
-    merged = _merge(merged, _without_none(overrides or {}))
+    aliases = aliases or Aliases()
+    from_file = read_text(text, source, environ or {}, lines)
+    variables = from_environment(model, environ or {}, prefix, aliases.in_environment)
+    merged: dict[str, Any] = {}
+    for layer in (from_file, stored or {}, variables, _without_none(overrides or {})):
+        merged = _merge(merged, aliases.applied(layer, merged, _keys(model)))
+    _alias_lines(aliases, lines)
     try:
-        return model.model_validate(merged)
+        return model.model_validate(_read_units(model, merged))
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(model, source, lines, item) for item in error.errors())) from error
 
@@ -51,10 +57,13 @@ def words(value: Any) -> Any:
     return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
 
 
-def from_environment(model: type[BaseModel], environ: Mapping[str, str], prefix: str = "PUNA_") -> dict[str, Any]:
-    """What the environment says of the model's fields. Variables that name no field belong to somebody else."""
+def from_environment(
+    model: type[BaseModel], environ: Mapping[str, str], prefix: str = "PUNA_", more: Iterable[str] = ()
+) -> dict[str, Any]:
+    """What the environment says of the model's fields, and of `more` keys. Variables that name none of them belong to
+    somebody else."""
     out: dict[str, Any] = {}
-    known = _keys(model)
+    known = {*_keys(model), *more}
     for name, value in sorted(environ.items()):
         parts = name.removeprefix(prefix).lower().split("__") if name.startswith(prefix) else []
         if parts and parts[0] in known and value != "":
@@ -101,66 +110,38 @@ def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def _from_yaml(text: str, source: str, environ: Mapping[str, str], lines: dict[Path, int]) -> dict[str, Any]:
-    try:
-        root = cast(yaml.Node | None, yaml.compose(text, Loader=yaml.SafeLoader))
-        if root is None:
-            return {}
-        _note_lines(root, (), lines)
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source}: not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(data, dict):
-        raise ConfigError(f"{source}: the file is no mapping; write 'key: value' lines")
-    return cast(dict[str, Any], _with_environment(data, (), source, environ, lines))
+def _read_units(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values, with text such as `15s` and `10M` read where the field's name ends with a unit."""
+    fields = {key: (name, spec) for name, spec in model.model_fields.items() for key in _names_of(name, spec)}
+
+    def read(key: str, value: Any) -> Any:
+        if key not in fields:
+            return value
+        name, spec = fields[key]
+        inner, unit = _model_in(spec.annotation), reader(name)
+        if inner is not None:
+            return _each(value, lambda below: _read_units(inner, below))
+        return _each(value, lambda below: {k: unit(v) for k, v in below.items()}, unit) if unit else value
+
+    return {key: read(key, value) for key, value in values.items()}
 
 
-def _note_lines(node: yaml.Node, path: Path, lines: dict[Path, int]) -> None:
-    lines.setdefault(path, node.start_mark.line + 1)
-    if isinstance(node, yaml.MappingNode):
-        pairs: list[tuple[Any, yaml.Node]] = node.value
-        for key, value in pairs:
-            inner = (*path, str(key.value))
-            lines[inner] = key.start_mark.line + 1
-            _note_lines(value, inner, lines)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(cast(list[yaml.Node], node.value)):
-            _note_lines(value, (*path, index), lines)
-
-
-def _with_environment(
-    value: Any, path: Path, source: str, environ: Mapping[str, str], lines: Mapping[Path, int]
-) -> Any:
-    if isinstance(value, dict):
-        items = cast(dict[Any, Any], value).items()
-        return {k: _with_environment(v, (*path, str(k)), source, environ, lines) for k, v in items}
+def _each(value: Any, of_mapping: Callable[[dict[str, Any]], Any], of_other: Callable[[Any], Any] | None = None) -> Any:
+    """`of_mapping` of a mapping, of each in a list, and `of_other` of anything else."""
+    if isinstance(value, Mapping):
+        return of_mapping(cast(dict[str, Any], value))
     if isinstance(value, list):
-        each = enumerate(cast(list[Any], value))
-        return [_with_environment(v, (*path, index), source, environ, lines) for index, v in each]
-    if not isinstance(value, str):
-        return value
-    for name in _ENV.findall(value):
-        if name not in environ:
-            raise ConfigError(f"{_place(source, path, lines)}: the environment has no {name}; set it or remove it here")
-    return _ENV.sub(lambda hit: environ[hit[1]], value)
-
-
-def _place(source: str, path: Path, lines: Mapping[Path, int]) -> str:
-    key = ".".join(str(part) for part in path) or "top level"
-    known: Path = path
-    while known and known not in lines:
-        known = known[:-1]
-    line = lines.get(known) if known else None
-    return f"{source}:{line}: {key}" if line else key
+        return [_each(each, of_mapping, of_other) for each in cast(list[Any], value)]
+    return of_other(value) if of_other else value
 
 
 def _explain(model: type[BaseModel], source: str, lines: Mapping[Path, int], item: Mapping[str, Any]) -> str:
     path = cast(Path, tuple(item["loc"]))
-    place = _place(source, path, lines)
+    where = place(source, path, lines)
     if item["type"] != "extra_forbidden":
-        return f"{place}: {item['msg']}"
+        return f"{where}: {item['msg']}"
     near = difflib.get_close_matches(str(path[-1]), _keys_at(model, path[:-1]), n=1)
-    return f"{place}: no such key" + (f"; did you mean {near[0]!r}?" if near else "")
+    return f"{where}: no such key" + (f"; did you mean {near[0]!r}?" if near else "")
 
 
 def _keys_at(model: type[BaseModel], path: Path) -> list[str]:
@@ -183,8 +164,17 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 
 
 def _keys(model: type[BaseModel]) -> list[str]:
-    names = list(model.model_fields)
-    for spec in model.model_fields.values():
-        choices = getattr(spec.validation_alias, "choices", [spec.validation_alias])
-        names += [choice for choice in choices if isinstance(choice, str)]
-    return names
+    return [key for name, spec in model.model_fields.items() for key in _names_of(name, spec)]
+
+
+def _names_of(name: str, spec: FieldInfo) -> list[str]:
+    choices = getattr(spec.validation_alias, "choices", [spec.validation_alias])
+    return [name, *(choice for choice in choices if isinstance(choice, str) and choice != name)]
+
+
+def _alias_lines(aliases: Aliases, lines: dict[Path, int]) -> None:
+    """A value that was given under another name stands where that name does."""
+    for name, alias in aliases.names.items():
+        for written in (name, name.replace("_", "-")):
+            if (written,) in lines:
+                lines.setdefault(alias.path, lines[(written,)])

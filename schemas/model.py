@@ -164,6 +164,8 @@ class CopyProgress(Wire):
     files_done: int = 0
     speed_bytes_per_s: float | None = None
     eta_s: float | None = None
+    updated: float | None = None
+    """Unix seconds at which this was so, by the node's clock, for people."""
 
 
 class CopyRecord(Wire):

@@ -25,10 +25,12 @@ ReasonCode = Literal[
     "evicted",
     "user-requested",
     "restart",
+    "abuse",
     "shutdown",
 ]
 """Why an engine is in its state, for programs; the closed list. `killed`: by SIGKILL, and not by Puna.
-`process-not-found`: its process was gone with nobody to tell how. `breaker`: it failed too often in a row."""
+`process-not-found`: its process was gone with nobody to tell how. `breaker`: it failed too often in a row. `abuse`: it
+took more than its limits."""
 
 
 class Wire(BaseModel):
@@ -132,6 +134,10 @@ class EngineUsage(Wire):
     write_ops: int | None = None
     scratch_bytes: int | None = None
     out_of_memory_kills: int | None = None
+    bus_received_bytes: int = 0
+    """Of requests over NATS that ended in it: their bodies."""
+    bus_sent_bytes: int = 0
+    """And their answers."""
 
 
 class DiskUsage(Wire):
@@ -213,6 +219,7 @@ class Offer(Wire):
     never: bool = False
     """With no cost: it cannot run here however long anybody waits, unless somebody changes a setting or a file."""
     reason: str | None = None
+    """Why there is no cost; with one, why it is not the newest files that are served."""
     devices: tuple[str, ...] = ()
     """Where it would run."""
     evicts: tuple[str, ...] = ()
@@ -242,6 +249,8 @@ class Pressure(Wire):
     completed_total: int = 0
     failed_total: int = 0
     service_seconds_median: float | None = None
+    tokens_per_s: float = 0.0
+    """That engines made for requests which ended in the last minute."""
 
 
 OFFERS_LIMIT: Final = 256
@@ -271,3 +280,11 @@ class Heartbeat(Wire):
     http: str | None = None
     """Base URL of the worker's own HTTP, as seen on its host."""
     pid: int | None = None
+    host: str = ""
+    """As the host calls itself."""
+    engine_program: str | None = None
+    """What its engines are: `llama-server` or `embedded`; `None`: it has none."""
+    engine_build: str | None = None
+    """As that program tells it."""
+    accelerators: tuple[str, ...] = ()
+    """Kinds of devices in use: `cuda`, `cpu`…"""

@@ -54,6 +54,9 @@ LABEL_BACKEND: Final = "puna.backend"
 """Of its GPUs: `cuda`, `rocm`…; of several kinds the one with most devices; else `cpu`."""
 LABEL_ARCH: Final = "puna.arch"
 """`x86_64`, `aarch64`…"""
+LABEL_ENGINE: Final = "puna.engine"
+"""`yes`, or `NO_ENGINE`: the node has no engine program, so it keeps models and serves none."""
+NO_ENGINE: Final = "no"
 LABEL_OF_COPY: Final = "model."
 """Of the labels that tell of copies: `model.<name>=Ready`."""
 
@@ -295,7 +298,7 @@ class Names:
 
     def gateway_needs(self, gateway: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """What a gateway must be allowed to publish and to subscribe to, beside answers (`allow_responses`)."""
-        followed = (self.bucket_nodes, self.bucket_models, self.bucket_copies, self.bucket_leases)
+        followed = (*self._followed, self.bucket_leases)
         publish = (
             self.queue_all(),
             f"{self.prefix}.node.*.>",
@@ -306,11 +309,35 @@ class Names:
             *self._makes_streams(),
             *self._reads(*(f"KV_{each}" for each in followed)),
             f"$JS.API.STREAM.MSG.DELETE.{self.stream_queue}",
+            f"$JS.API.STREAM.MSG.GET.{self.stream_tasks}",
             f"$JS.API.DIRECT.GET.OBJ_{self.bucket_blobs}",
             f"$JS.API.STREAM.PURGE.OBJ_{self.bucket_blobs}",
             f"$O.{self.bucket_blobs}.>",
         )
-        return publish, (self.replies(gateway),)
+        return publish, (self.replies(gateway), *self.tasks_all())
+
+    def client_needs(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """What a program must be allowed that asks models without a gateway: to ask, to cancel, to send a large body,
+        and to see which nodes there are. What it hears comes to its inbox."""
+        publish = (
+            f"{self.prefix}.infer.*.*",
+            f"{self.prefix}.node.*.infer.*.*",
+            f"{self.prefix}.node.*.cancel",
+            f"{self.prefix}.node.*.models",
+            self.queue_all(),
+            self.demand_all(),
+            f"$O.{self.bucket_blobs}.>",
+            f"$JS.API.STREAM.INFO.OBJ_{self.bucket_blobs}",
+            f"$JS.API.DIRECT.GET.OBJ_{self.bucket_blobs}.$O.{self.bucket_blobs}.M.>",
+            *(f"$SRV.{verb}.{WORKER_SERVICE}{tail}" for verb in ("PING", "INFO") for tail in ("", ".>")),
+        )
+        return publish, ()
+
+    def admin_needs(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """What the `puna` and `nats` command lines of an operator must be allowed: everything of the fleet, and all of
+        JetStream."""
+        publish = (f"{self.prefix}.>", "$JS.API.>", "$JS.ACK.>", "$JS.FC.>", "$KV.>", "$O.>", "$SRV.>")
+        return publish, (f"{self.prefix}.>", "$JS.EVENT.>", "$KV.>", "$O.>", "$SRV.>")
 
     # -- leases -----------------------------------------------------------------------------------------------------
     def lease_start(self, model: str) -> str:

@@ -4,6 +4,7 @@
 |----------|-------------------------------------------|-------------------------------------------------------|
 | queued   | running, cancelled, dead                  | seen by a node, not begun                             |
 | running  | running, retrying, done, failed, cancelled, dead | a later epoch of another node is `running` again |
+|          | queued                                    | this node cannot do it, another may (`unable`)        |
 | retrying | running, cancelled, dead                  | waits for its next try                                |
 | done, failed, cancelled, dead | -                    | the end; `dead` lies in the dead-letter stream        |
 """
@@ -31,7 +32,7 @@ TASK_OPS: Final[tuple[TaskOp, ...]] = ("download", "download_override", "delete"
 TaskState = Literal["queued", "running", "retrying", "done", "failed", "cancelled", "dead"]
 TASK_MOVES: Final[dict[TaskState, tuple[TaskState, ...]]] = {
     "queued": ("running", "cancelled", "dead"),
-    "running": ("running", "retrying", "done", "failed", "cancelled", "dead"),
+    "running": ("running", "queued", "retrying", "done", "failed", "cancelled", "dead"),
     "retrying": ("running", "cancelled", "dead"),
     "done": (),
     "failed": (),
@@ -146,6 +147,14 @@ def _refusal(kind: type[Task], error: ValidationError) -> InvalidRequest:
     return InvalidRequest(f"{field}: {message}" if field else message, param=field or None)
 
 
+class Unable(Wire):
+    """A node that cannot do a task which any may do. `passing`: it may be able later."""
+
+    node: str
+    reason: str
+    passing: bool = False
+
+
 class TaskRecord(Wire):
     """The value under `<task id>` in the tasks bucket, written by compare-and-set only.
 
@@ -171,6 +180,8 @@ class TaskRecord(Wire):
     """The furthest that a try came whose process was lost; one that came further than all before does not count."""
     declined: int = 0
     """Times that a node which heard it could not take it."""
+    unable: tuple[Unable, ...] = ()
+    """Nodes that cannot do it: it is for the others."""
     cancel: bool = False
     """Somebody wants it to end; who works on it sees this and stops."""
     created: float

@@ -30,6 +30,7 @@ class Connection(asyncio.Protocol):
         "_continue_due",
         "_current",
         "_house",
+        "_kernel_bytes",
         "_limits",
         "_reader",
         "_reading_held",
@@ -45,6 +46,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, house: House) -> None:
         self._house = house
         self._limits = house.limits
+        self._kernel_bytes = house.limits.write_buffer_bytes
         self._current: Exchange | None = None
         self._backlog: list[Request | Refusal] = []
         self._serving = False
@@ -151,6 +153,11 @@ class Connection(asyncio.Protocol):
             self._rearm()
         else:
             self._close()
+
+    def widen(self, size: int) -> None:
+        if size > self._kernel_bytes:
+            self._kernel_bytes = size
+            tcp.keep_kernel_buffer_small(self._transport, size)
 
     def cut(self, *, reset: bool) -> None:
         self._current = None

@@ -35,6 +35,10 @@ class Carrier(Protocol):
         """End the connection in the middle of the response."""
         ...
 
+    def widen(self, size: int) -> None:
+        """Let the operating system take so many bytes that are not sent yet."""
+        ...
+
 
 class Exchange:
     """One request and its response: the handler calls `respond`, or `start`, `write` and `finish`, now or later.
@@ -126,6 +130,12 @@ class Exchange:
         self._head = render_head(status, content_type, headers, framing)
         self._state = _STREAMING
         self._carrier.soon(self._send_head)
+
+    def widen(self, size: int) -> None:
+        """Pieces of so many bytes follow, for a client that is known to read: the operating system may take one whole,
+        where else it takes little, so that it is seen when a client reads nothing."""
+        if not self.closed:
+            self._carrier.widen(size)
 
     def write(self, data: bytes) -> None:
         """One chunk. Writes that come closely after each other leave together."""

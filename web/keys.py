@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from schemas.errors import AuthenticationFailed
+from schemas.errors import AuthenticationFailed, NotAllowed
 from web.address import is_loopback, split_address
 
 KEY_LIMIT_CHARS: Final = 512
+EVERY_KEY: Final = "*"
+"""Among the names of the keys that may manage: all of them."""
 _DIGEST: Final = re.compile(r"(?:([A-Za-z0-9._-]{1,64}):)?sha256:([0-9a-fA-F]{64})")
 _NAMED: Final = re.compile(r"([A-Za-z0-9._-]{1,64}):(\S+)")
 _BARE: Final = re.compile(r"\S+")
@@ -42,10 +44,12 @@ class Key:
 
 
 class Keyring:
-    """The keys that may call. An empty ring lets everybody in, as `tenant` None."""
+    """The keys that may call, and the names of those that may also manage. An empty ring lets everybody in, as `tenant`
+    None, to do everything."""
 
-    def __init__(self, keys: Iterable[Key] = ()) -> None:
+    def __init__(self, keys: Iterable[Key] = (), *, admins: Iterable[str] = ()) -> None:
         self._keys = tuple(keys)
+        self._admins = frozenset(admins)
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -64,6 +68,13 @@ class Keyring:
         if found is None:
             raise AuthenticationFailed("this API key is not known here")
         return found.name
+
+    def check_admin(self, headers: Mapping[str, str]) -> str | None:
+        """As `check`, for what changes the fleet. Raises `NotAllowed` too."""
+        name = self.check(headers)
+        if name is None or name in self._admins or EVERY_KEY in self._admins:
+            return name
+        raise NotAllowed(f"the key {name!r} may ask models and not manage them; the operator names those in admin_keys")
 
 
 def presented(headers: Mapping[str, str]) -> str:
@@ -93,21 +104,27 @@ def parse_file(text: str, source: str) -> list[Key]:
     return [parse_key(line, f"{source}:{number}") for number, line in numbered if line and not line.startswith("#")]
 
 
-def load_keys(file: Path | None, given: Iterable[str]) -> Keyring:
+def load_keys(file: Path | None, given: Iterable[str], admins: Iterable[str] = ()) -> Keyring:
     """The ring of a file's keys and those given directly. Raises `BadKey` and `OSError`."""
     keys = parse_file(file.read_text(encoding="utf-8"), str(file)) if file else []
     keys += [parse_key(text, f"api_keys[{index}]") for index, text in enumerate(given)]
     if file and not keys:
         raise BadKey(f"{file}: holds no key; write one a line")
-    return Keyring(keys)
+    named, wanted = {key.name for key in keys}, set(admins)
+    if keys and (unknown := sorted(wanted - named - {EVERY_KEY})):
+        raise BadKey(f"admin_keys: no key is named {unknown[0]!r}; there is {', '.join(sorted(named))}")
+    return Keyring(keys, admins=wanted)
 
 
-def keys_for(listen: str, file: Path | None, given: Iterable[str], *, remedy: str) -> Keyring:
-    """The ring of a server that listens on `listen`. `remedy` says how keys are set there.
+def keys_for(
+    listen: str, file: Path | None, given: Iterable[str], *, remedy: str, admins: Iterable[str] = ()
+) -> Keyring:
+    """The ring of a server that listens on `listen`. `remedy` says how keys are set there; `admins` are the names of
+    those that may manage.
 
     Raises `BadKey`, `OSError`, and `OpenDoor` where others could call without a key.
     """
-    keyring = load_keys(file, given)
+    keyring = load_keys(file, given, admins)
     if not len(keyring) and not is_loopback(split_address(listen)[0]):
         raise OpenDoor(listen, remedy)
     return keyring

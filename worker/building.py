@@ -17,6 +17,7 @@ from worker.loading import Loader, Needs, Unfit
 from worker.making import Workshop
 from worker.needs import Kind, KnownNeeds
 from worker.parts import Parts, Rules
+from worker.plans import Policy
 from worker.replies import Replies
 from worker.serving import Serving
 from worker.surroundings import Surroundings
@@ -102,6 +103,7 @@ def build_keeper(
                 idle_ttl_s=settings.idle_ttl_s,
                 give_up_after=settings.engine.give_up_waiting_after,
                 busy_grace_s=settings.drain_s,
+                policy=Policy(pack=settings.placement),
             ),
             tasks=here.tasks,
             clock=here.clock,

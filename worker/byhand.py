@@ -25,6 +25,8 @@ class ByHand:
     def __init__(
         self, parts: Parts, survey: Survey, roster: Roster, wishes: Wishes, decide: Callable[[], None]
     ) -> None:
+        self.on_unload: Callable[[str], None] = lambda _: None
+        """Told of each model that is put down."""
         self.unloaded: set[str] = set()
         """Models that an operator has unloaded; their pin does not bring them back."""
         self._parts = parts
@@ -84,6 +86,8 @@ class ByHand:
             self._roster.go(each, reason, "user-requested", grace_s=self._parts.rules.busy_grace_s)
             if all(other.going for other in self._roster.of(each.model)):
                 self.unloaded.add(each.model)
+        for name in {each.model for each in found}:
+            self.on_unload(name)
         return [each.engine_id for each in found]
 
     async def unload(self, *, model: str | None = None, engine: str | None = None, reason: str) -> list[str]:

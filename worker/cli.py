@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 import typer
 
 if TYPE_CHECKING:
+    from schemas.aliases import Aliases
     from web.keys import Keyring
     from worker.enginespec import EngineBinary
     from worker.node import Node
@@ -29,8 +30,10 @@ MISSING: Final = 69
 NOT_ALLOWED: Final = 4
 ORPHANED_DRAIN_S: Final = 0.0
 """Grace of a worker whose parent has gone: nobody looks after it any more."""
+STOP_ALLOWANCE_S: Final = 30.0
+"""Beside the drain, what the service manager is told that an end may take."""
 
-Config = Annotated[Path | None, typer.Option(help="YAML file with the settings.", exists=True, dir_okay=False)]
+Config = Annotated[Path | None, typer.Option(help="YAML or TOML file with the settings.", exists=True, dir_okay=False)]
 Nats = Annotated[str | None, typer.Option(help="NATS server, for example nats://127.0.0.1:4222.")]
 NodeId = Annotated[str | None, typer.Option(help="This node's id; NODE_NAME or the host's name if not given.")]
 Model = Annotated[list[str] | None, typer.Option(help="NAME=PATH of a GGUF file to serve; may be repeated.")]
@@ -73,14 +76,21 @@ def work(
         "engine": {"path": engine},
         "log": {"format": log_format, "level": log_level},
     }
-    settings, keys = _prepared(config, given, model)
+    from worker.aliases import aliases
+
+    settings, keys = _prepared(config, given, model, names := aliases())
     from web import logs, program
 
     logs.set_up(settings.log.level, settings.log.format)
+    for name, reason in names.met_idle.items():
+        facts = {"event": "setting_without_effect", "setting": name, "reason": reason}
+        logging.getLogger(__name__).info("setting_without_effect", extra=facts)
     raise SystemExit(program.run(_serve(settings, keys, parent_pid)))
 
 
-def _prepared(config: Path | None, given: dict[str, Any], models: list[str] | None) -> tuple[WorkerSettings, Keyring]:
+def _prepared(
+    config: Path | None, given: dict[str, Any], models: list[str] | None, names: Aliases
+) -> tuple[WorkerSettings, Keyring]:
     from schemas.config import ConfigError
     from schemas.errors import InvalidRequest
     from worker.settings import model_argument, settings_from
@@ -88,7 +98,7 @@ def _prepared(config: Path | None, given: dict[str, Any], models: list[str] | No
     try:
         if models:
             given["models"] = [model_argument(text) for text in models]
-        settings = settings_from(config, os.environ, given)
+        settings = settings_from(config, os.environ, given, names)
         return settings, settings.http.keys()
     except (ConfigError, ValueError, InvalidRequest, OSError) as error:
         _give_up(str(error), USAGE)
@@ -118,10 +128,11 @@ async def _serve(settings: WorkerSettings, keys: Keyring, parent_pid: int | None
     from bus.errors import BusDenied
     from schemas.errors import PunaError
     from web.collector import settle_memory
+    from web.notify import Notifier
     from web.program import announce
     from worker.node import Node
 
-    ends = _Ends(settings.drain_s)
+    ends, notifier = _Ends(settings.drain_s), Notifier.from_environ()
     try:
         node = Node(settings, keys, await _found_engine(settings))
         await node.start()
@@ -133,11 +144,14 @@ async def _serve(settings: WorkerSettings, keys: Keyring, parent_pid: int | None
         sys.stderr.write(f"puna-worker: cannot listen on {settings.http.listen}: {error.strerror or error}\n")
         return FAILURE
     announce({"node": settings.node, "pid": os.getpid(), "http": node.http_url})
-    watcher = asyncio.create_task(_outlive(parent_pid, ends), name="parent watch") if parent_pid else None
+    notifier.ready()
+    watchers = [asyncio.create_task(notifier.keep_alive(lambda: node.lives), name="watchdog")]
+    watchers += [asyncio.create_task(_outlive(parent_pid, ends), name="parent watch")] if parent_pid else []
     died = await ends.first(node)
+    notifier.stopping(ends.drain_s + STOP_ALLOWANCE_S)
     await ends.unless_again(node.drain(ends.drain_s))
     await node.stop(leave_engines=died or ends.handing_over)
-    if watcher is not None:
+    for watcher in watchers:
         watcher.cancel()
     return FAILURE if died else 0
 

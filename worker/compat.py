@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 from schemas.node import Device, Engine, Heartbeat
 from worker.happenings import Happenings
 from worker.limits import EngineLimits
+from worker.taken import taken_bytes
 from worker.usage import ProcessUsage
 
 UNDEFINED: Final = "undefined"
@@ -122,15 +123,24 @@ def container_figures(engine: Engine, beat: Heartbeat, limits: EngineLimits) -> 
         yield "cpu_util", None if usage.cpu_percent is None else usage.cpu_percent * 10, 1000
         yield "cpu_used", None if cpu_s is None else cpu_s * 1000, None
         yield "mem", usage.memory_bytes, limits.memory_bytes or host
+        yield "net_rx", usage.bus_received_bytes, None
+        yield "net_tx", usage.bus_sent_bytes, None
         yield "io_read", usage.read_bytes, None
         yield "io_write", usage.written_bytes, None
         yield "io_scratch_size", usage.scratch_bytes, limits.scratch_bytes
     own = [each for each in beat.devices if each.device in engine.devices and each.backend != "cpu"]
     if own and engine.pid is not None:
         backend = own[0].backend
-        yield f"{backend}_mem", engine.memory_measured_bytes, sum(each.memory_total_bytes for each in own)
+        yield f"{backend}_mem", memory_held_bytes(engine, own), sum(each.memory_total_bytes for each in own)
         busy = [each.metrics.utilization_percent for each in own if each.metrics.utilization_percent is not None]
         yield f"{backend}_util", sum(busy) if busy else None, 100 * len(own)
+
+
+def memory_held_bytes(engine: Engine, devices: Iterable[Device]) -> int | None:
+    """What an engine's process holds now of these devices, or, where no driver tells, what it held once it was
+    loaded."""
+    now = taken_bytes(engine.pid, engine.devices, devices) if engine.pid is not None else None
+    return engine.memory_measured_bytes if now is None else now
 
 
 def _devices(beat: Heartbeat) -> Metric:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 import orjson
@@ -18,6 +18,7 @@ from bus.connection import Bus, Message
 from bus.endpoint import Handler
 from bus.micro import Service
 from bus.watched import Tasks
+from schemas.errors import DeadlineExceeded
 from schemas.node import Heartbeat
 from schemas.reply import Cancel
 from schemas.subjects import WORKER_SERVICE
@@ -54,6 +55,8 @@ class Reach:
     beat: Callable[[], Heartbeat]
     tasks: Tasks
     leave: Callable[[], None]
+    verbs: Mapping[str, Handler] = field(default_factory=dict[str, Handler])
+    """Further ones."""
     ordered: Callable[[str, float, Exception | None], None] = lambda verb, seconds, error: None
     """Hears of each verb that was answered, how long that took, and of the error if it was refused."""
 
@@ -74,7 +77,7 @@ class Control:
             metadata={"node": node},
         )
         own: dict[str, Handler] = {verb: _on(answer) for verb, answer in self._verbs().items()}
-        for verb, handler in (own | engines.verbs()).items():
+        for verb, handler in (own | engines.verbs() | dict(reach.verbs)).items():
             self._service.endpoint(verb, bus.names.node(node, verb), self._counted(verb, handler), queue=None)
 
     def _verbs(self) -> dict[str, Verb]:
@@ -95,10 +98,25 @@ class Control:
             except Exception as error:
                 self._reach.ordered(verb, time.perf_counter() - began, error)
                 raise
+            if isinstance(answer, Awaitable):
+                return self._awaited(verb, began, answer)
             self._reach.ordered(verb, time.perf_counter() - began, None)
             return answer
 
         return counted
+
+    async def _awaited(self, verb: str, began: float, answer: Awaitable[bytes]) -> bytes:
+        failure: Exception | None = None
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            failure = DeadlineExceeded(f"{verb} did not end in time")
+            raise
+        except Exception as error:
+            failure = error
+            raise
+        finally:
+            self._reach.ordered(verb, time.perf_counter() - began, failure)
 
     async def start(self) -> None:
         """Listen."""

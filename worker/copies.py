@@ -14,14 +14,15 @@ from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
 from typing import Any, Final, Protocol
 
 from schemas.model import CopyRecord, Wanted
+from worker.copyevents import EVICTED
 from worker.copying import Copying, Listener, Parts, fingerprint, plain
 from worker.copyjob import Job, Watch
 from worker.copystates import CopyStates
 from worker.sources import Corrupt, Source, SourceError, find_source
-from worker.store.errors import NeverFits, NotHere, Removed, Superseded
+from worker.store.errors import NeverFits, NotHere, Removed, Superseded, TooLate
 from worker.store.manifest import Copy
 from worker.store.progress import Meter
-from worker.store.records import PROGRESS_S, Publish, Records
+from worker.store.records import Publish, Records
 from worker.store.sharing import SharedFetches
 from worker.store.store import Store
 from worker.transfer.backoff import Backoff
@@ -52,6 +53,16 @@ class Limits(Protocol):
         """Bound of the first wait."""
         ...
 
+    @property
+    def download_timeout_s(self) -> float | None:
+        """For a model, all tries together."""
+        ...
+
+    @property
+    def progress_interval_s(self) -> float:
+        """How often is told how far it is."""
+        ...
+
 
 class Copies:
     """`publish` is told of each record, `catalogue` of the copies that can be served, whenever they change; both are
@@ -70,7 +81,7 @@ class Copies:
         find: Callable[[str], Source] = find_source,
         choose: Callable[[Wanted], Wanted] = plain,
         watch: Watch | None = None,
-        interval_s: float = PROGRESS_S,
+        interval_s: float | None = None,
         dice: Callable[[], float] = random.random,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -80,6 +91,7 @@ class Copies:
         self._protected = protected
         self._dice = dice
         self._clock = clock
+        interval_s = limits.progress_interval_s if interval_s is None else interval_s
         self._records = Records(node, publish, interval_s=interval_s, clock=clock)
         self._states = CopyStates(store, self._records, interval_s=interval_s, clock=clock)
         self._shared = SharedFetches()
@@ -163,8 +175,11 @@ class Copies:
             self._records.move(model, record.state, **told)
 
     # -- asking ------------------------------------------------------------------------------------------------------
-    async def ensure(self, want: Wanted, on_progress: Listener | None = None, *, again: bool = False) -> Copy:
-        """Have the model on the disk as it is wanted. `again`: its files are fetched although they are here.
+    async def ensure(
+        self, want: Wanted, on_progress: Listener | None = None, *, again: bool = False, patient: bool = True
+    ) -> Copy:
+        """Have the model on the disk as it is wanted. `again`: its files are fetched although they are here. Not
+        `patient`: another node can have it instead, so what this one lacks is not waited for.
 
         Returns at once when it is there: with the policy `reuse_if_exists` the source is not asked then. Raises a
         `SourceError` after the tries of the settings, `Superseded` when other files of the model were asked for
@@ -180,7 +195,7 @@ class Copies:
             elif job is not None:
                 await self._end(job, Superseded(f"other files of {want.model} were asked for"))
             else:
-                self._start(want.model, "ensure", key, self._ensure(want, again=again))
+                self._start(want.model, "ensure", key, self._ensure(want, again=again, patient=patient))
         return await self._listened(want.model, job, on_progress)
 
     async def verify(self, model: str, on_progress: Listener | None = None) -> Copy:
@@ -234,7 +249,7 @@ class Copies:
 
     async def _evict(self, model: str) -> None:
         if model not in self._jobs:
-            await self._taken_away(model, retain=False, reason="room was needed")
+            await self._taken_away(model, retain=False, reason=EVICTED)
 
     # -- working -----------------------------------------------------------------------------------------------------
     def _start(self, model: str, kind: str, key: str, work: Coroutine[Any, Any, Copy]) -> None:
@@ -259,13 +274,13 @@ class Copies:
         job.end(why)
         await asyncio.wait({job.task})
 
-    async def _ensure(self, want: Wanted, *, again: bool) -> Copy:
+    async def _ensure(self, want: Wanted, *, again: bool, patient: bool) -> Copy:
         model, meter = want.model, Meter()
         backoff = Backoff(self._limits.retry_interval_s, self._limits.download_retry)
         self._states.begins(want)
         try:
             with self._states.under_way(model, meter):
-                copy = await self._tried(want, meter, backoff, again=again)
+                copy = await self._in_time(want, meter, backoff, again=again, patient=patient)
         except asyncio.CancelledError:
             self._ended(model, "cancelled")
             raise
@@ -273,13 +288,29 @@ class Copies:
         self._served()
         return copy
 
-    async def _tried(self, want: Wanted, meter: Meter, backoff: Backoff, *, again: bool) -> Copy:
+    async def _in_time(self, want: Wanted, meter: Meter, backoff: Backoff, *, again: bool, patient: bool) -> Copy:
+        """Raises the last `SourceError`, or that all tries together took too long."""
+        limit = asyncio.timeout(self._limits.download_timeout_s)
+        try:
+            async with limit:
+                return await self._tried(want, meter, backoff, again=again, patient=patient)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            text = f"not here after {self._limits.download_timeout_s:g} s (downloads.download_timeout_s)"
+            late = TooLate(text)
+            self._states.failed(want, late, None, backoff.failures)
+            self._count(want.model, late)
+            raise late from None
+
+    async def _tried(self, want: Wanted, meter: Meter, backoff: Backoff, *, again: bool, patient: bool) -> Copy:
         """Raises the last `SourceError`."""
         while True:
             try:
                 return await self._turn(want, meter, again=again, attempt=backoff.failures + 1)
             except SourceError as error:
-                wait_s = backoff.failed(self._dice(), error.retry_after_s) if error.retryable else None
+                worth = error.retryable and (patient or not error.of_node)
+                wait_s = backoff.failed(self._dice(), error.retry_after_s) if worth else None
                 self._states.failed(want, error, wait_s, backoff.failures)
                 if wait_s is None:
                     self._count(want.model, error)
@@ -336,7 +367,10 @@ class Copies:
                 bad = await self._store.verify(model, meter.came)
         finally:
             self._ended(model, "its files are not there any more")
-        self._watch.verified(good=not bad, seconds=time.monotonic() - begun_at)
+        took_s = time.monotonic() - begun_at
+        self._watch.verified(good=not bad, seconds=took_s)
+        fields = {"event": "verification", "model": model, "good": not bad, "took_s": round(took_s, 3)}
+        log.log(logging.ERROR if bad else logging.INFO, "verification %s", "failed" if bad else "passed", extra=fields)
         if bad:
             self._compare()
             self._served()

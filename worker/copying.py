@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Protocol, cast
 
@@ -18,10 +19,11 @@ from worker.flags import FlagRefused
 from worker.remoteflags import check_remote
 from worker.sources import Corrupt, Digest, Listing, RemoteFile, Secrets, Signed, Source, Unsupported, Want
 from worker.store.budget import Evict
+from worker.store.counting import Came, Counted, left_bytes
 from worker.store.errors import BadModelFile
 from worker.store.manifest import Copy
 from worker.store.progress import Meter
-from worker.store.sharing import SharedFetches, Start
+from worker.store.sharing import Hears, SharedFetches, Start
 from worker.store.staging import Installing, Staging
 from worker.store.store import Store
 from worker.transfer.part import Digests, Part
@@ -192,30 +194,20 @@ class Copying:
         if not fresh and await staging.adopt(file, await self._store.candidates(staging.listing, file)):
             self._meter.there(file.size_bytes or 0)
         else:
-            part = await staging.part(file)
-
-            def came(bytes_: int) -> None:
-                self._meter.came(bytes_)
-                spent(bytes_)
-
-            start = self._start(staging, file, part, fresh=fresh)
-            digests = await self._shared.fetch(staging.key(file), start, came)
+            start = self._start(staging, file, await staging.part(file), fresh=fresh)
+            digests = await self._shared.fetch(staging.key(file), start, Counted(self._meter, spent))
             await staging.placed(file, digests, self._expected(file))
         self._meter.files_done += 1
 
     def _start(self, staging: Staging, file: RemoteFile, part: Part, *, fresh: bool) -> Start:
         """Brings the file and makes it a blob, for all who wait: whoever begins after that finds the blob."""
 
-        async def start(on_bytes: Callable[[int], None]) -> Digests:
+        async def start(hears: Hears) -> Digests:
             known = None if fresh else await staging.arrived(file)
             if known is not None:
-                on_bytes(known.size_bytes)
+                hears.there(known.size_bytes)
                 return known
-
-            def came(bytes_: int) -> None:
-                self._watch.came(self._want.model, bytes_)
-                on_bytes(bytes_)
-
+            came = Came(hears, partial(self._watch.came, self._want.model), await left_bytes(file, part))
             scheme, fields = self._asked.ref.scheme, {"event": "file_download", "model": self._want.model}
             log.info("downloading file", extra={**fields, "file": file.path, "bytes": file.size_bytes})
             fetching = self._parts.fetcher.fetch(file, lambda: self._signed(file), part, came, source=scheme)
@@ -227,13 +219,16 @@ class Copying:
         expected = self._expected(file)
         told = expected or ((file.digest,) if file.digest else ())
         algorithm = told[0].algorithm if told else "sha256"
+        fields = {"event": "verification", "model": self._want.model, "file": file.path, "algorithm": algorithm}
         try:
             digests = await coming
             await staging.placed(file, digests, expected)
         except Corrupt:
             self._watch.checked(good=False, algorithm=algorithm)
+            log.error("verification failed", extra={**fields, "good": False})
             raise
         self._watch.checked(good=True, algorithm=algorithm)
+        log.debug("verification passed", extra={**fields, "good": True})
         return digests
 
     def _expected(self, file: RemoteFile) -> tuple[Digest, ...]:

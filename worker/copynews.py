@@ -137,6 +137,8 @@ class CopyNews:
     async def _put(self, key: str, record: CopyRecord) -> None:
         try:
             await self._ask("put", self._bucket.put(key, _bytes_of(record)))
+            fields = {"event": "kv_update", "bucket": self._bucket.name, "model": record.model, "state": record.state}
+            log.debug("kv update (configmap update)", extra=fields)
         except BodyTooLarge:
             log.warning("copy_record_cut", extra={"event": "copy_record_cut", "model": record.model})
             await self._ask("put", self._bucket.put(key, _bytes_of(_short(record))))

@@ -26,8 +26,13 @@ MORE_LOSS: Final = 0.5
 def roominess(rooms: Iterable[DeviceRoom], need: Need) -> float:
     """Bytes that would be left, less for a device that is busy."""
     each = tuple(rooms)
-    left = sum(room.free_bytes for room in each) - need.total_bytes(len(each))
-    return left * (1 - max((room.pressure for room in each), default=0.0))
+    return left_bytes(each, need) * (1 - max((room.pressure for room in each), default=0.0))
+
+
+def left_bytes(rooms: Iterable[DeviceRoom], need: Need) -> int:
+    """Bytes that would be left."""
+    each = tuple(rooms)
+    return sum(room.free_bytes for room in each) - need.total_bytes(len(each))
 
 
 def cost_of_room(rooms: Collection[DeviceRoom], need: Need, *, local: bool) -> int:

@@ -35,6 +35,7 @@ from worker.orphans import Notebook
 from worker.ports import PortPool
 from worker.process import launch
 from worker.remains import Remains, end_remains
+from worker.standing import standing
 from worker.supervision import Supervision
 
 log = logging.getLogger(__name__)
@@ -81,9 +82,24 @@ class Engine:
         self._loader = loader or Loader(state_dir / "loads", _no_devices)
         self._load: Load | None = None
         self._measured_bytes: int | None = None
+        self.step: str | None = None
+        """How far its last start has come: `checked`, `port_leased`, `confined`, `started`."""
         notes = Notebook(state_dir / "engines")
         self._home = Home(
-            engine_id, spec, binary, settings, ports, notes, self.log, self._prepare, confine, free, oom, busy, launch
+            engine_id,
+            spec,
+            binary,
+            settings,
+            ports,
+            notes,
+            self.log,
+            self._prepare,
+            confine,
+            free,
+            oom,
+            busy,
+            launch,
+            self._stepped,
         )
         self._loop = Supervision(self._home, self._load_times, self._moved)
         self._task: asyncio.Task[None] | None = None
@@ -134,9 +150,9 @@ class Engine:
         self._loop.ask_leave()
         await self._until(lambda: self._loop.stops >= goal or self._task is None)
 
-    async def restart(self) -> None:
+    async def restart(self, *, why: str = "asked to restart", code: ReasonCode = "restart") -> None:
         """`stop`, then `start`."""
-        await self.stop(why="asked to restart", code="restart")
+        await self.stop(why=why, code=code)
         await self.start()
 
     async def adopt(self, found: Adoptable) -> bool:
@@ -300,8 +316,13 @@ class Engine:
         except Unfit as unfit:
             self._load = unfit.load
 
+    def _stepped(self, step: str | None) -> None:
+        self.step = step
+        self._moved()
+
     async def _prepare(self) -> EngineSpec:
         self._measured_bytes = None
+        self._stepped(None)
         try:
             self._load = await self._loader.prepare(self.engine_id, self.spec)
         except Unfit as unfit:
@@ -353,7 +374,9 @@ class Engine:
     def _still_loading(self, waited_s: float) -> ModelLoading:
         why = self.reason or self.state
         text = f"model {self.spec.model} was not ready within {waited_s:g} s: {why}"
-        return ModelLoading(text, retry_after_s=self._retry_after_s())
+        error = ModelLoading(text, retry_after_s=self._retry_after_s())
+        error.loading = standing([self.snapshot()], None).told()
+        return error
 
     def _retry_after_s(self) -> float:
         if self.next_retry_at is not None:

@@ -32,6 +32,7 @@ class Events:
         self._heard = heard
         self._node = node
         self._states: dict[str, str] = {}
+        self._steps: dict[str, str | None] = {}
         self._breakers: set[str] = set()
 
     def tell(self, kind: str, **facts: Any) -> None:
@@ -45,10 +46,15 @@ class Events:
 
     def engine(self, engine: Engine) -> None:
         """An engine changed: `engine_starting`, `_ready` (`_adopted` if it was taken over as it ran), `_stopping`,
-        `_stopped` or `_crashed`, if its state did; `engine_breaker_open` and `_closed`, if its breaker did."""
+        `_stopped` or `_crashed`, if its state did; `engine_step` for each step of a start; `engine_breaker_open` and
+        `_closed`, if its breaker did."""
         if self._states.get(engine.engine_id, "stopped") != engine.state:
             self._states[engine.engine_id] = engine.state
             self._engine("adopted" if engine.state == "ready" and engine.adopted else engine.state, engine)
+        if self._steps.get(engine.engine_id) != engine.step:
+            self._steps[engine.engine_id] = engine.step
+            if engine.step is not None:
+                self.tell("engine_step", engine=engine.engine_id, model=engine.spec.model, step=engine.step)
         if engine.breaker_open != (engine.engine_id in self._breakers):
             self._breakers ^= {engine.engine_id}
             self._engine("breaker_open" if engine.breaker_open else "breaker_closed", engine)

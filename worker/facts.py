@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from schemas.node import OFFERS_LIMIT, Device, Engine, NodeUsage, Offer, Pressure, Share
+from schemas.node import OFFERS_LIMIT, Device, Engine, EngineUsage, NodeUsage, Offer, Pressure, Share
 from worker.accelerators.shares import node_shares
 from worker.devices import Devices
 from worker.keeper import Keeper
@@ -27,6 +27,10 @@ class NodeFacts:
         """Devices with their figures."""
         return self.found.current
 
+    def accelerators(self) -> tuple[str, ...]:
+        """Kinds of devices."""
+        return tuple(dict.fromkeys(device.backend for device in self.found.current))
+
     def engines(self) -> tuple[Engine, ...]:
         """All engines, with who is in them."""
         return tuple(self.engine(engine_id) for engine_id in self.keeper.engines)
@@ -38,10 +42,17 @@ class NodeFacts:
         more = {
             "pinned": self.keeper.pinned(told.model),
             "yielding": kept is not None and (kept.yielding or kept.going is not None),
-            "usage": self.statistics.engine(engine_id),
+            "usage": self._usage(engine_id),
             "reason": told.reason or (kept.says if kept is not None else None),
         }
         return told.model_copy(update=more)
+
+    def _usage(self, engine_id: str) -> EngineUsage | None:
+        usage, carried = self.statistics.engine(engine_id), self.serving.tally.carried_by(engine_id)
+        if usage is None:
+            return None
+        more = {"bus_received_bytes": carried.received_bytes, "bus_sent_bytes": carried.sent_bytes}
+        return usage.model_copy(update=more)
 
     def offers(self) -> tuple[Offer, ...]:
         """What further engines would take."""

@@ -16,6 +16,7 @@ from schemas.errors import PunaError
 from schemas.node import Device, Engine, Heartbeat, NodeUsage, Offer, Pressure, Share
 from schemas.subjects import encode
 from schemas.topology import HEARTBEAT_S
+from worker.enginespec import EngineBinary
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,10 @@ class Facts(Protocol):
 
     def devices(self) -> tuple[Device, ...]:
         """Devices with their figures."""
+        ...
+
+    def accelerators(self) -> tuple[str, ...]:
+        """Kinds of devices in use."""
         ...
 
     def engines(self) -> tuple[Engine, ...]:
@@ -65,6 +70,7 @@ class HeartbeatMaker:
         *,
         labels: Callable[[], Mapping[str, str]],
         region: str | None,
+        engine: EngineBinary | None = None,
     ) -> None:
         self.http: str | None = None
         self.draining = False
@@ -76,6 +82,9 @@ class HeartbeatMaker:
             "architecture": platform.machine(),
             "region": region,
             "pid": os.getpid(),
+            "host": platform.node(),
+            "engine_program": engine.kind if engine else None,
+            "engine_build": engine.version if engine else None,
         }
         self._facts = facts
         self._labels = labels
@@ -90,6 +99,7 @@ class HeartbeatMaker:
                 "sequence": self._sequence,
                 "labels": dict(self._labels()),
                 "devices": facts.devices(),
+                "accelerators": facts.accelerators(),
                 "engines": facts.engines(),
                 "offers": facts.offers(),
                 "shares": facts.shares(),

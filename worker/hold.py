@@ -14,10 +14,12 @@ from dataclasses import replace
 from typing import Final
 
 from schemas.errors import DeadlineExceeded, ModelLoading, PunaError, Unavailable
+from schemas.node import Offer
 from worker.engines import Engines, ServingEngine
 from worker.plans import Cannot, Evict, Fits, Wait, Yield
 from worker.reply import Reply
 from worker.slots import Slots
+from worker.standing import Standing, standing
 from worker.starts import Starts
 from worker.waiting import Waiting, WaitingRoom
 from worker.work import Work
@@ -170,7 +172,16 @@ class Hold:
     def _too_late(self, model: str) -> PunaError:
         if self._slots.ready(model):
             return DeadlineExceeded(f"no slot of {model} was free before the request's deadline")
-        return ModelLoading(f"{model} was not ready before the request's deadline{self._why(model)}", retry_after_s=5.0)
+        text = f"{model} was not ready before the request's deadline{self._why(model)}"
+        error = ModelLoading(text, retry_after_s=RETRY_AFTER_S)
+        error.loading = self._standing(model).told()
+        return error
+
+    def _standing(self, model: str) -> Standing:
+        plan = self._engines.plan(model)
+        reason = plan.reason if isinstance(plan, Cannot | Wait | Yield) else None
+        offer = Offer(model=model, never=isinstance(plan, Cannot), reason=reason)
+        return standing([each.snapshot() for each in self._engines.of(model)], offer)
 
     def _why(self, model: str) -> str:
         for engine in self._engines.of(model):

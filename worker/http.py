@@ -26,6 +26,7 @@ from web.keys import Keyring
 from worker.health import Health, page
 from worker.httpreply import HttpReply
 from worker.metrics import CONTENT_TYPE, Metrics
+from worker.modelpages import ModelPages
 from worker.peers.uploads import PREFIX as BLOBS
 from worker.serving import Serving
 from worker.work import Claim, Work
@@ -33,6 +34,7 @@ from worker.work import Claim, Work
 log = logging.getLogger(__name__)
 
 CHAT: Final = "/v1/chat/completions"
+MODELS: Final = "/v1/models"
 _OPEN: Final = frozenset(("/healthz", "/livez", "/readyz", "/metrics"))
 
 
@@ -47,6 +49,7 @@ class House:
     health: Health
     clock: Callable[[], float]
     fresh_id: Callable[[], str]
+    models: ModelPages
     blobs: Callable[[Exchange, list[Header]], None]
     """Answers what is below `/v1/blobs/`, by tokens of its own."""
 
@@ -57,7 +60,7 @@ class Pages:
     def __init__(self, house: House) -> None:
         self._house = house
         self._pages: dict[str, Callable[[Exchange, list[Header]], None]] = {
-            "/v1/models": self._models,
+            MODELS: self._models,
             "/v1/node/inventory": self._inventory,
             "/healthz": self._health,
             "/livez": self._live,
@@ -83,7 +86,7 @@ class Pages:
 
     def _page(self, exchange: Exchange, headers: list[Header]) -> None:
         path, method = exchange.request.path, exchange.request.method
-        page = self._pages.get(path)
+        page = self._one_model if path.startswith(f"{MODELS}/") else self._pages.get(path)
         if page is None:
             raise NotFound(f"no page {path[:80]!r} here; this is a worker, the gateway has more")
         if method not in ("GET", "HEAD"):
@@ -119,19 +122,11 @@ class Pages:
 
     # -- pages -------------------------------------------------------------------------------------------------------
     def _models(self, exchange: Exchange, headers: list[Header]) -> None:
-        beat = self._house.beat()
-        data = [
-            {
-                "id": engine.model,
-                "object": "model",
-                "created": int(beat.started_at),
-                "owned_by": "puna",
-                "status": engine.state,
-                "meta": engine.capabilities.model_dump(mode="json", exclude_none=True),
-            }
-            for engine in beat.engines
-        ]
-        _json(exchange, 200, {"object": "list", "data": data}, headers)
+        _json(exchange, 200, self._house.models.listing(), headers)
+
+    def _one_model(self, exchange: Exchange, headers: list[Header]) -> None:
+        model = exchange.request.path.removeprefix(f"{MODELS}/")
+        _json(exchange, 200, self._house.models.one(model), headers)
 
     def _inventory(self, exchange: Exchange, headers: list[Header]) -> None:
         exchange.respond(200, self._house.beat().model_dump_json().encode(), headers=headers)

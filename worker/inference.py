@@ -16,6 +16,7 @@ from web.call import Call
 from web.client import Client
 from worker.reply import Reply, Summary
 from worker.sse import Tail, cut, pieces
+from worker.standing import Standing
 from worker.work import Work
 
 SSE: Final = "text/event-stream"
@@ -76,7 +77,7 @@ class Inference:
         """Status and headers of the engine's answer."""
         self.status = status
         if status == 503:
-            return self.abandon(ModelLoading("the engine is not ready", retry_after_s=LOADING_RETRY_S))
+            return self.abandon(_not_ready())
         if status in (401, 403):
             return self.abandon(EngineFailed("a stranger answers on the engine's port"))
         content_type = headers.get("content-type", "application/json")
@@ -174,6 +175,12 @@ class Inference:
         else:
             self.reply.error(error)
         self._on_done(self)
+
+
+def _not_ready() -> ModelLoading:
+    error = ModelLoading("the engine is not ready", retry_after_s=LOADING_RETRY_S)
+    error.loading = Standing("loading", "its engine says that it is not ready").told()
+    return error
 
 
 Explain = Callable[[Inference, PunaError, Callable[[PunaError], None]], None]

@@ -14,12 +14,14 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 
 from schemas.node import Offer
 from worker.adoption import Adoptable
 from worker.byhand import ByHand
 from worker.census import Census
 from worker.engine import Engine
+from worker.formers import GoingBack
 from worker.kept import Kept, Origin
 from worker.parts import Parts
 from worker.plans import Evict, Fits, Need, Plan, Yield
@@ -59,10 +61,13 @@ class Keeper:
             load_seconds=parts.maker.load_seconds,
             engine_sees_gpus=parts.engine_sees_gpus,
             limited=parts.counter.limit_bytes is not None,
+            policy=parts.rules.policy,
         )
         self.by_hand = ByHand(parts, self.survey, self._roster, self._wishes, self._pass)
         self._preload = Preload(parts, self.survey, self._roster, self._wishes, self._read)
         self._renewal = Renewal(parts, self._roster, self._wishes, self._plan_instead)
+        self._back = GoingBack(parts, self._roster, self._wishes, self._renewal)
+        self.by_hand.on_unload = self._back.forgive
         self._entries = _by_name(parts.catalogue.entries)
         parts.catalogue.on_change(self._replaced)
 
@@ -117,7 +122,7 @@ class Keeper:
         now = self._clock()
         if now - told_at >= OFFERS_FRESH_S:
             census = self.census()
-            offers = tuple(self.survey.offer(model, census) for model in self._catalogue.models)
+            offers = tuple(self._back.told(self.survey.offer(model, census)) for model in self._catalogue.models)
             self._offers = (now, offers)
         return offers
 
@@ -140,7 +145,12 @@ class Keeper:
 
     def replace(self, models: Iterable[ModelSettings]) -> None:
         """Other models, or other files of them, from now on."""
-        self._catalogue.replace(models)
+        self._back.bring(models)
+
+    @property
+    def former_paths(self) -> Iterable[Path]:
+        """Files of models that were changed, until the change has proved that it loads."""
+        return self._back.formers.paths
 
     async def load(self, model: str, devices: Sequence[str] = ()) -> Engine:
         """See `ByHand.load`."""

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Final
 
 from bus.kv import Bucket
-from schemas.model import CopyRecord, CopyState, Wanted
+from schemas.model import CopyRecord, Wanted
 from schemas.subjects import LABEL_OF_COPY
 from worker.copies import Copies
+from worker.copyevents import CopyEvents
 from worker.copying import Parts
 from worker.copymetrics import CopiesNow, CopyMetrics
 from worker.copynews import CopyNews
@@ -71,20 +72,27 @@ class Library:
         self._own = tuple(settings.models if here.binary else ())
         self._devices = here.devices.current
         """As they were at the start: a card that fails for a while changes nothing about what belongs here."""
-        self._labels = {**labels, **hardware_labels(self._devices)}
+        self._labels = {**labels, **hardware_labels(self._devices, engine=here.binary is not None)}
         self._sources = dict[str, Source]()
-        self._states = dict[str, CopyState]()
         self.opened = asyncio.Event()
         """The store can be used."""
         self.trouble: str | None = None
         """Why it cannot."""
+        self._events = CopyEvents(here.events.tell, self.opened.is_set)
         self._fetcher = Fetcher(settings.downloads, cooldown=Cooldown(settings.node))
         self._fetcher.cooldown.share(Bucket(bus, bus.names.bucket_leases), bus.names)
         self._metrics = CopyMetrics(here.metrics.registry, settings.nats.prefix, here.metrics.model)
         self._fetcher.cooldown.on_begin = self._metrics.throttled
         self.peers = self._among_peers()
         self._shared = self._sharing()
-        self.news = CopyNews(bus, settings.node, changed, repair=repair, counted=self._metrics.asked)
+        self.news = CopyNews(
+            bus,
+            settings.node,
+            changed,
+            repair=repair,
+            counted=self._metrics.asked,
+            resync_s=settings.desired.kv_sync_interval_s,
+        )
         self.copies = self._copies()
         keeper.on_used = self.copies.used
         self._desired = self._wanted(repair)
@@ -151,6 +159,7 @@ class Library:
             repair=repair,
             tell=here.events.tell,
             capacity=here.settings.downloads.num_download_worker,
+            progress_s=here.settings.downloads.progress_interval_s,
             wishes=self._desired.wishes,
         )
 
@@ -214,10 +223,7 @@ class Library:
     def _told(self, model: str, record: CopyRecord | None) -> None:
         """What is known of a copy now."""
         self.news.tell(model, record)
-        before = self._states.pop(model, None)
-        if record is not None:
-            self._states[model] = record.state
-        if before != self._states.get(model):
+        if self._events.told(model, record):
             self._desired.reconciler.stir()
 
     def _choose(self, want: W) -> W:
@@ -238,7 +244,8 @@ class Library:
             self._keeper.replace(merged(self._own, copies))
 
     def _engine_paths(self) -> Iterable[Path]:
-        """All files that engines have been given."""
+        """All files that engines have been given, or may yet be given again."""
+        yield from self._keeper.former_paths
         for engine in self._keeper.engines.values():
             yield engine.spec.path
             yield from (Path(value) for value in engine.spec.flags.values() if isinstance(value, str) and "/" in value)

@@ -73,11 +73,15 @@ def nothing_to_free(engine_id: str) -> None:
     """Nothing was made for the engine."""
 
 
+def nobody_asks(step: str) -> None:
+    """Nobody wants to know how far a start is."""
+
+
 @dataclass(frozen=True, slots=True)
 class Home:
     """What an engine's lives share. `prepare` gives the spec for one start, or raises `Unfit`; `confine` the limits of
     one start; `oom` tells whether the system has killed something of the engine for lack of memory; `busy` how many
-    requests are in it; `launch` starts the process."""
+    requests are in it; `launch` starts the process; `step` hears how far a start has come."""
 
     engine_id: str
     spec: EngineSpec
@@ -92,6 +96,7 @@ class Home:
     oom: Callable[[], bool | None] | None = None
     busy: Callable[[], int] | None = None
     launch: Launch = launch
+    step: Callable[[str], None] = nobody_asks
 
 
 class Life:
@@ -118,10 +123,12 @@ class Life:
             spec = await home.prepare()
         except Unfit as error:
             raise StartFailed(error.reason, "model-unfit", unfit=True) from error
+        home.step("checked")
         try:
             lease = home.ports.lease()
         except (Unavailable, OSError) as error:
             raise StartFailed(str(error)) from error
+        home.step("port_leased")
         try:
             return await Life._on(home, spec, lease)
         except OSError as error:
@@ -135,11 +142,13 @@ class Life:
     @staticmethod
     async def _on(home: Home, spec: EngineSpec, lease: PortLease) -> Life:
         confinement = await asyncio.to_thread(home.confine, home.engine_id)
+        home.step("confined")
         plain = command(home.binary, spec, lease.port, os.environ, confinement)
         what = replace(plain, environment={**plain.environment, HOME_VARIABLE: home.notes.home})
         home.log.begin(secret=what.key)
         terms = MinderTerms(home.settings.orphan_grace_s, home.settings.log_ring_bytes)
         life = Life(home, lease, await home.launch(what, home.log, terms), what.key)
+        home.step("started")
         life._remember(_note(home, spec, life.process, what))
         return life
 

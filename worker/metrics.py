@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -61,6 +61,7 @@ class Metrics(Happenings):
     """All series of one worker, in a registry of their own."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        disable_created_metrics()
         self.registry = CollectorRegistry(auto_describe=False)
         super().__init__(self.registry)
         registry = self.registry
@@ -86,6 +87,12 @@ class Metrics(Happenings):
         )  # fmt: skip
         self.tokens = Counter(
             "puna_worker_tokens_total", "Tokens that engines counted.", ["model", "kind"], registry=registry
+        )
+        self.engine_bus_bytes = Counter(
+            "puna_worker_engine_bus_bytes_total",
+            "Over NATS, of requests that ended in an engine of the model: bodies and answers.",
+            ["model", "way"],
+            registry=registry,
         )
         self.bus_sessions = Counter(
             "puna_worker_bus_sessions_total", "Connections to NATS that were made.", registry=registry
@@ -114,6 +121,9 @@ class Metrics(Happenings):
         self.service.labels(model).observe(summary.total_s)
         if summary.first_data_s is not None:
             self.first_data.labels(model).observe(summary.first_data_s)
+        if work.origin != "http":
+            self.engine_bus_bytes.labels(model, "received").inc(len(work.body))
+            self.engine_bus_bytes.labels(model, "sent").inc(inference.bytes_out)
         for kind in ("prompt", "completion"):
             count = (summary.usage or {}).get(f"{kind}_tokens")
             if isinstance(count, int) and count > 0:

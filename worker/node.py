@@ -16,6 +16,7 @@ from bus.watched import Tasks
 from schemas import topology
 from web import Limits, Server
 from web.keys import Keyring as Keys
+from worker.accelerators import chosen
 from worker.adoption import adoptable
 from worker.backend import Backend, Processes
 from worker.building import InUse, build_keeper, build_serving
@@ -71,7 +72,7 @@ class Node:
         self._devices = Devices(())
         self._confines = Confines(settings)
         self._running = False
-        self._leave_engines = False
+        self._leave_engines = self._stopping = False
 
     # -- start -------------------------------------------------------------------------------------------------------
     async def start(self) -> None:
@@ -92,6 +93,7 @@ class Node:
             await require_permissions(self._bus, publish=publish, subscribe=subscribe)
             await self._find_devices()
             await self._build()
+            stack.callback(self._left)
             stack.push_async_callback(self._heartbeats.leave)
             stack.push_async_callback(self._tasks.stop)
             stack.push_async_callback(self._stop_engines)
@@ -105,8 +107,12 @@ class Node:
         """In a thread: drivers and the engine's own list may take seconds."""
         argv = self._binary.argv if self._binary else ()
         found = await asyncio.to_thread(self._backend.discover, argv, self._settings.accelerators)
-        self._devices = Devices(found)
+        self._devices = Devices(chosen(found, self._settings.devices))
         await self._devices.read()
+        here = {name for each in self._devices.current for name in (each.device, each.parent)}
+        for name in self._settings.devices:
+            if name not in here:
+                log.warning("device_unknown", extra={"event": "device_unknown", "device": name})
 
     async def _build(self) -> None:
         settings, bus = self._settings, self._bus
@@ -125,9 +131,10 @@ class Node:
             here,
             self._keeper,
             self._serving,
-            labels=self._library.labels,
             boot_id=fresh_id(),
             leave=self.leaving.set,
+            library=self._library,
+            health=lambda: self._health,
         )
         self._maker, self._heartbeats = self._telling.maker, self._telling.heartbeats
         self._inbox = Inbox(
@@ -210,8 +217,14 @@ class Node:
             health=self._health,
             clock=self._clock,
             fresh_id=fresh_id,
+            models=self._telling.models,
             blobs=self._library.peers.page,
         )
+
+    @property
+    def lives(self) -> bool:
+        """Nothing is wrong that only a new process mends."""
+        return all(check.reason is None for check in self._health.live())
 
     # -- what happens ------------------------------------------------------------------------------------------------
     async def _session(self) -> None:
@@ -275,7 +288,7 @@ class Node:
         twice."""
         if not self._running:
             return
-        self._running = False
+        self._running, self._stopping = False, True
         self._leave_engines = leave_engines
         self._serving.close()
         await self._inbox.stop()
@@ -283,6 +296,11 @@ class Node:
         await self._replies.drained()
         await self._stack.aclose()
         log.info("node_stopped", extra={"event": "node_stopped", "node": self._settings.node})
+
+    def _left(self) -> None:
+        """The last word, once the heartbeat is gone."""
+        if self._stopping:
+            self._events.tell("node_stopped", engines_left=self._leave_engines)
 
     async def _stop_engines(self) -> None:
         await self._keeper.stop(leave=self._leave_engines)

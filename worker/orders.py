@@ -59,11 +59,23 @@ class ExplainOrder(Order):
     model: str
 
 
+class CheckOrder(Order):
+    """The model to look at."""
+
+    model: str
+
+
+class FilesOrder(Order):
+    """The model whose files to list."""
+
+    model: str
+
+
 class PageOrder(Order):
     """A page of an engine's own HTTP."""
 
     engine: str
-    path: Literal["/props", "/slots"]
+    path: Literal["/props", "/slots", "/health", "/metrics", "/v1/models"]
 
 
 def read_order(kind: type[AnyOrder], payload: bytes) -> AnyOrder:

@@ -15,7 +15,7 @@ from worker.demandrate import DemandRates
 from worker.engine import Engine
 from worker.enginespec import EngineSpec
 from worker.needs import KnownNeeds
-from worker.plans import Need
+from worker.plans import STANDARD, Need, Policy
 from worker.settings import ModelSettings
 
 
@@ -58,6 +58,7 @@ class Rules:
     """Failed starts in a row after which an engine started on demand is removed."""
     busy_grace_s: float = 30.0
     """How long the requests of an engine that is unloaded may take to end."""
+    policy: Policy = STANDARD
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from worker.cost import CPU_TIGHT, cost_of_going, cost_of_room, roominess
+from worker.cost import CPU_TIGHT, cost_of_going, cost_of_room, left_bytes, roominess
 from worker.plans import (
     STANDARD,
     Cannot,
@@ -99,10 +99,10 @@ def _placed(
         return Wait(f"{wanted.model} needs {size} devices of {len(open_rooms)} that it is not on yet")
     found = ways(wanted, sets, residents, lambda each: may_go(each, policy))
     if found:
-        return _best(wanted, found)
+        return _best(wanted, found, policy)
     late = ways(wanted, sets, residents, lambda each: may_go(each, policy) or may_yield(each, wanted.waited_s, policy))
     if late:
-        best = min(late, key=lambda way: _evicting(wanted, way))
+        best = min(late, key=lambda way: _evicting(wanted, way, policy))
         busy = tuple(each for each in best.victims if each.busy)
         return Yield(tuple(each.engine for each in busy), yield_text(wanted, busy))
     return _waits(wanted, sets, residents, policy)
@@ -120,32 +120,38 @@ def _natural(device: str) -> tuple[str, list[int]]:
     return backend, [int(part) for part in number.split(".") if part.isdecimal()]
 
 
-def _best(wanted: Wanted, found: Sequence[Way]) -> Plan:
-    """Free room before anybody is stopped; then the order of the profile, or the emptiest."""
+def _best(wanted: Wanted, found: Sequence[Way], policy: Policy) -> Plan:
+    """Free room before anybody is stopped; then the order of the profile, or what the policy packs."""
     free = [way for way in found if not way.victims]
     if free:
-        way = min(free, key=lambda way: _fitting(wanted, way))
+        way = min(free, key=lambda way: _fitting(wanted, way, policy))
         tight = not fits(wanted.need, [room.free_bytes for room in way.rooms])
         cost = CPU_TIGHT if tight else cost_of_room(way.rooms, wanted.need, local=wanted.local)
         return Fits(way.devices, cost, wanted.need)
-    way = min(found, key=lambda way: _evicting(wanted, way))
+    way = min(found, key=lambda way: _evicting(wanted, way, policy))
     cost = cost_of_going(way.rooms, way.victims, local=wanted.local)
     return Evict(way.devices, tuple(each.engine for each in way.victims), cost, wanted.need)
 
 
-def _fitting(wanted: Wanted, way: Way) -> tuple[object, ...]:
+def _fitting(wanted: Wanted, way: Way, policy: Policy) -> tuple[object, ...]:
     ranks = _ranks(wanted, way)
-    return (*ranks, -roominess(way.rooms, wanted.need), way.devices)
+    return (*ranks, _packing(wanted, way, policy), way.devices)
 
 
-def _evicting(wanted: Wanted, way: Way) -> tuple[object, ...]:
+def _packing(wanted: Wanted, way: Way, policy: Policy) -> float:
+    if policy.pack == "fill":
+        return left_bytes(way.rooms, wanted.need)
+    return -roominess(way.rooms, wanted.need)
+
+
+def _evicting(wanted: Wanted, way: Way, policy: Policy) -> tuple[object, ...]:
     losses = max((order_of_going(each) for each in way.victims), default=(False, 0.0, 0.0, ""))
     return (
         losses[:2],
         *_ranks(wanted, way),
         losses[2],
         len(way.victims),
-        -roominess(way.rooms, wanted.need),
+        _packing(wanted, way, policy),
         way.devices,
     )
 

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Literal
 
 from schemas.node import EngineState
+
+Pack = Literal["evenly", "fill"]
+"""`evenly`: the emptiest device is taken. `fill`: the fullest that still has the room, so that the others stay free."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +97,10 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How long an engine that got ready may stay: `turn_factor` times its reload time, within the bounds."""
+    """Which of the devices that have the room is taken, and how long an engine that got ready may stay: `turn_factor`
+    times its reload time, within the bounds."""
 
+    pack: Pack = "evenly"
     turn_factor: float = 2.0
     turn_least_s: float = 2.0
     turn_most_s: float = 60.0

@@ -5,7 +5,8 @@
 | is being read, cannot be used, or   | nothing: the old engine serves                                                 |
 | failed to load a moment ago         |                                                                                |
 | fits beside the old engine          | an heir starts; once it is ready the old one takes nothing new, and ends idle  |
-| fits only in its place              | the old one goes first, as soon as it is idle, or has had `PATIENCE_S`         |
+| fits only in its place              | the old one goes first, as soon as it is idle, or has had `PATIENCE_S`; should |
+|                                     | the new one not load then, the old file comes back (`formers`)                 |
 | fits in neither way                 | nothing                                                                        |
 
 One engine of a model at a time, so that a model with several is never without.
@@ -57,6 +58,10 @@ class Renewal:
             self._heirs.pop(engine_id, None)
         for each in stale:
             self._step(each)
+
+    def beside(self, kept: Kept) -> bool:
+        """Whether this is the heir of an engine that serves on until it is ready."""
+        return kept.engine_id in self._heirs.values()
 
     def _stale(self, kept: Kept) -> bool:
         entry = self._parts.catalogue.entry(kept.model)

@@ -30,6 +30,9 @@ class Roster:
         self.reserved: set[str] = set()
         """Ids of engines that run and may yet be taken over."""
         self.closed = False
+        self.on_ready: Callable[[Kept], None] = lambda _: None
+        self.on_hopeless: Callable[[Kept, str], bool] = lambda *_: False
+        """Told of one that fails again and again. True: something else is served in its place, so it is to go."""
         self._parts = parts
         self._poke = poke
         self._stirred = asyncio.Event()
@@ -170,6 +173,7 @@ class Roster:
         if kept.engine.state == "ready":
             kept.failures = 0
             self._parts.bars.lift(kept.model, kept.devices)
+            self.on_ready(kept)
             self._parts.tasks.start(f"measure {kept.engine_id}", self._measure(kept))
 
     async def _measure(self, kept: Kept) -> None:
@@ -181,10 +185,12 @@ class Roster:
 
     def _end_hopeless(self, kept: Kept) -> None:
         told = kept.engine.snapshot()
-        if kept.retried or kept.going:
+        if kept.going or not (told.unfit or told.breaker_open or kept.failures >= self._parts.rules.give_up_after):
             return
-        if told.unfit or told.breaker_open or kept.failures >= self._parts.rules.give_up_after:
-            reason = told.reason or "its engine failed"
+        reason = told.reason or "its engine failed"
+        if self.on_hopeless(kept, reason):
+            self.go(kept, reason, "failed-to-start")
+        elif not kept.retried:
             left_s = max((told.next_retry_at or 0.0) - time.time(), 0.0) if told.breaker_open else 0.0
             bar_s = self._parts.bars.put(kept.model, kept.devices, reason, left_s)
             fields = {"event": "model_barred", "model": kept.model, "devices": ",".join(kept.devices), "reason": reason}

@@ -84,7 +84,7 @@ class Serving:
         self._deaths = Deaths()
         self._second_try = SecondTry(self._deaths, self._line, tasks=tasks, clock=clock, refuse=self._refuse)
         self._suspects = Suspects()
-        self._tally = Tally()
+        self.tally = Tally(clock)
         self._known: dict[str, ServingEngine] = {}
         self._running: dict[str, Inference] = {}
 
@@ -202,10 +202,19 @@ class Serving:
             del self._running[work.head.request_id]
         if not self.slots.busy_total:
             self.idle.set()
-        self._tally.ended(error, inference.summary.total_s)
+        self._count(engine_id, inference)
         self._metrics.ended(inference)
         tell(work, error, facts_of(inference, engine_id))
         self.refresh(work.model)
+
+    def _count(self, engine_id: str, inference: Inference) -> None:
+        work, summary = inference.work, inference.summary
+        self.tally.ended(inference.outcome, summary.total_s)
+        tokens = (summary.usage or {}).get("completion_tokens")
+        if isinstance(tokens, int):
+            self.tally.made(tokens)
+        if work.origin != "http":
+            self.tally.carried(engine_id, len(work.body), inference.bytes_out)
 
     def cancel(self, request_id: str, epoch: int | None, error: PunaError | None = None) -> bool:
         """End the work on a request, of one epoch or of any. False if it is not here."""
@@ -281,4 +290,4 @@ class Serving:
 
     def pressure(self) -> Pressure:
         """For the heartbeat."""
-        return self._tally.pressure(active=self.active, waiting=len(self.waiting))
+        return self.tally.pressure(active=self.active, waiting=len(self.waiting))

@@ -13,18 +13,21 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from bus.settings import NatsSettings, environment_of
+from schemas.aliases import Aliases
 from schemas.config import load, words
 from schemas.demand import SPILL_AFTER_S
 from schemas.errors import InvalidName
 from schemas.subjects import LABEL_NODE, LABEL_REGION, check_model_id, check_node_id
 from web.address import split_address
 from web.keys import Keyring, keys_for
-from worker.accelerators.choice import AcceleratorSettings
+from worker.accelerators.choice import AcceleratorSettings, device_names
 from worker.accelerators.shares import MEMORY_ALIGN_BYTES, amount
+from worker.aliases import aliases
 from worker.desired.settings import DesiredSettings
 from worker.enginespec import EngineSettings, FlagValue
 from worker.limits import EngineLimits, LimitSettings
 from worker.peers.settings import PeerSettings
+from worker.plans import Pack
 from worker.room import MemoryCheck
 from worker.scopes import StatisticsSettings
 from worker.store.settings import StoreSettings
@@ -146,6 +149,12 @@ class WorkerSettings(Group):
     slots: int = Field(default=4, ge=1, le=256)
     """Requests at the same time, of each model that does not say."""
     http: HttpSettings = Field(default_factory=HttpSettings)
+    devices: Annotated[tuple[str, ...], BeforeValidator(device_names)] = ()
+    """The devices of this host that this node may use: `auto`, or names as `puna doctor` tells them, `[cuda:0]`. The
+    others are hidden from its engines and are no part of the node. Unset: `auto`, all."""
+    placement: Pack = "evenly"
+    """Where an engine goes that several devices have room for: `evenly` to the emptiest, `fill` to the fullest that can
+    hold it, so that the others stay free for large models."""
     accelerators: AcceleratorSettings = Field(default_factory=AcceleratorSettings)
     """Which kinds of device to use; by default all that are found."""
     memory_check: MemoryCheck | None = None
@@ -186,7 +195,8 @@ class WorkerSettings(Group):
     """Files for the credentials that tasks call `secret:NAME`. Unset: `secrets/NAME` in the node's state folder."""
     labels: dict[str, str] = Field(default_factory=dict[str, str])
     """What selectors of models ask for, beside those that every node has: `puna.node`, `puna.region`, `puna.shape`
-    (`GPU.A100.4`), `puna.backend` (`cuda`… or `cpu`), `puna.arch`, and `model.NAME` with the state of each copy."""
+    (`GPU.A100.4`), `puna.backend` (`cuda`… or `cpu`), `puna.arch`, `puna.engine`
+    (`no` where no engine program is), and `model.NAME` with the state of each copy."""
     region: str | None = None
     state_dir: Path | None = None
     """Unset: a folder of this node's own under the user's state folder."""
@@ -255,14 +265,24 @@ class WorkerSettings(Group):
         return self.state_dir or default_state_dir(self.node)
 
 
-def settings_from(config: Path | None, environ: Mapping[str, str], given: Mapping[str, Any]) -> WorkerSettings:
-    """Command line over environment over file over defaults. Raises `ConfigError`, `InvalidRequest`, `OSError`."""
+def settings_from(
+    config: Path | None, environ: Mapping[str, str], given: Mapping[str, Any], names: Aliases | None = None
+) -> WorkerSettings:
+    """Command line over environment over file over defaults. `names` are the other names of settings, and keep those
+    that were met and do nothing. Raises `ConfigError`, `InvalidRequest`, `OSError`."""
     text = config.read_text(encoding="utf-8") if config else ""
     known = environment_of(environ)
     if environ.get("NODE_NAME"):
         known["PUNA_NODE"] = default_node(environ)
     source = str(config) if config else "the environment"
-    return load(WorkerSettings, text=text, source=source, environ=known | dict(environ), overrides=given)
+    return load(
+        WorkerSettings,
+        text=text,
+        source=source,
+        environ=known | dict(environ),
+        overrides=given,
+        aliases=names or aliases(),
+    )
 
 
 _FLAG_MODEL: Final = re.compile(r"([^=]+)=(.+)")

@@ -15,7 +15,7 @@ from worker.census import Census
 from worker.loading import Needs
 from worker.needs import Kind, KnownNeeds
 from worker.placement import place_any
-from worker.plans import Cannot, Evict, Fits, Need, Plan, Wait, Wanted, is_cpu
+from worker.plans import STANDARD, Cannot, Evict, Fits, Need, Plan, Policy, Wait, Wanted, is_cpu
 from worker.reasons import plan_text
 from worker.settings import ModelSettings
 
@@ -34,6 +34,7 @@ class Survey:
     load_seconds: Callable[[ModelSettings], float | None]
     engine_sees_gpus: bool
     limited: bool
+    policy: Policy = STANDARD
 
     def plan(
         self, model: str, waited_s: float = 0.0, devices: tuple[str, ...] = (), census: Census | None = None
@@ -115,4 +116,4 @@ class Survey:
             engines_limit=entry.max_engines,
             ordered=bool(entry.devices or exactly),
         )
-        return place_any(wanted, needs.choices, census.rooms, census.residents)
+        return place_any(wanted, needs.choices, census.rooms, census.residents, self.policy)

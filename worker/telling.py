@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 from bus.connection import Bus
@@ -10,10 +10,14 @@ from schemas.node import Heartbeat
 from worker.control import Control, Reach
 from worker.facts import NodeFacts
 from worker.gauges import Logs
+from worker.health import Health
 from worker.heartbeat import HeartbeatMaker, Heartbeats
 from worker.keeper import Keeper
+from worker.library import Library
 from worker.lifecycle import Lifecycle
 from worker.metrics import Present
+from worker.modelpages import ModelPages
+from worker.modelverbs import ModelVerbs
 from worker.serving import Serving
 from worker.statistics import Statistics
 from worker.surroundings import Surroundings, puna_version
@@ -21,7 +25,7 @@ from worker.usage import Traffic
 
 
 class Telling:
-    """Owner of those parts. `leave` makes the node drain and end."""
+    """Owner of those parts. `leave` makes the node drain and end. `models` are what the node lists."""
 
     def __init__(
         self,
@@ -29,9 +33,10 @@ class Telling:
         keeper: Keeper,
         serving: Serving,
         *,
-        labels: Callable[[], Mapping[str, str]],
         boot_id: str,
         leave: Callable[[], None],
+        library: Library,
+        health: Callable[[], Health],
     ) -> None:
         settings, bus, metrics = here.settings, here.bus, here.metrics
         self._here = here
@@ -45,10 +50,18 @@ class Telling:
         metrics.add(Present(counts, lambda: len(serving.waiting), lambda: bus.connected))
         facts = NodeFacts(settings, here.devices, keeper, serving, self._statistics.usage)
         self.maker = HeartbeatMaker(
-            settings.node, boot_id, puna_version(), facts, labels=labels, region=settings.region
+            settings.node,
+            boot_id,
+            puna_version(),
+            facts,
+            labels=library.labels,
+            region=settings.region,
+            engine=here.binary,
         )
         self.heartbeats = Heartbeats(bus, self._next_beat, settings.node, metrics.heartbeats_failed.inc)
-        reach = Reach(settings, keeper, serving, self.maker.beat, here.tasks, leave, metrics.ordered)
+        self.models = ModelPages(self.maker.beat, lambda: keeper.models, library.copies.states)
+        further = ModelVerbs(settings.node, self.models, library.store.copies, health)
+        reach = Reach(settings, keeper, serving, self.maker.beat, here.tasks, leave, further.verbs(), metrics.ordered)
         self._control = Control(bus, puna_version(), reach)
 
     async def start(self, stack: AsyncExitStack) -> None:
@@ -71,7 +84,7 @@ class Telling:
             metrics, model = self._here.metrics, engine.spec.model
             metrics.abuses.labels(metrics.model(model)).inc()
             self._here.events.tell("engine_abuse", engine=engine_id, model=model, reason=reason)
-            self._here.tasks.start(f"restart {engine_id}", engine.restart())
+            self._here.tasks.start(f"restart {engine_id}", engine.restart(why=reason, code="abuse"))
 
 
 def _traffic(bus: Bus) -> Traffic:

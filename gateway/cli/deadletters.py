@@ -13,10 +13,10 @@ from gateway.cli.amounts import seconds_text
 from gateway.cli.exits import NOT_FOUND, OK, SOME_FAILED, USAGE, CliError, code_of
 from gateway.cli.following import standing
 from gateway.cli.nodes import connected
-from gateway.cli.queue import Stored, message, messages
 from gateway.cli.say import Teller
 from gateway.cli.tables import Format, Row, show
 from gateway.cli.target import Target
+from gateway.messages import Stored, message, messages
 from schemas.errors import PunaError
 from schemas.task import TASK_KINDS, DeadTask, read_task
 

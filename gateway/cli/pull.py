@@ -21,10 +21,9 @@ from gateway.cli.nodes import connected
 from gateway.cli.say import Teller
 from gateway.cli.tables import Format, show
 from gateway.cli.target import Target
-from gateway.cli.tasklist import why_unheard
+from gateway.cli.tasklist import why_still, why_unheard
 from schemas.model import CopyRecord
 from schemas.task import TaskRecord
-from schemas.topology import TASK_ACK_WAIT_S
 
 if TYPE_CHECKING:
     from bus.connection import Bus
@@ -175,14 +174,10 @@ class Pull:
     def _quiet(self, record: TaskRecord | None, moment: Moment) -> str:
         if record is None and time.monotonic() - self._sent_at < SENT_S:
             return "sent; a node will take it"
+        beats = [one.beat for one in moment.fleet.nodes.values()]
         if record is None:
-            return f"waits: {why_unheard(self._options.node, [one.beat for one in moment.fleet.nodes.values()])}"
-        node = moment.fleet.nodes.get(record.node or "")
-        if node is None:
-            return f"{record.node} is away; it goes on when it comes back, or another node takes it over"
-        if node.beat.started_at > record.since:  # both by the clock of that node
-            return f"{record.node} was started anew; it goes on within {TASK_ACK_WAIT_S:g} s"
-        return f"{record.state} on {record.node}"
+            return f"waits: {why_unheard(self._options.node, beats)}"
+        return why_still(record, beats) or f"{record.state} on {record.node}"
 
     # -- the end -----------------------------------------------------------------------------------------------------
     def result(self, record: TaskRecord | None, how: Format) -> int:

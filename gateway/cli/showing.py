@@ -67,6 +67,7 @@ def facts(told: Told) -> dict[str, str]:
     """What there is to say of the model itself, in words."""
     about: Told = told.get("meta") or {}
     record: Told = told.get("record") or {}
+    file: Told = told.get("file") or {}
     state = str(told["state"]) + (f": {told['reason']}" if told.get("reason") else "")
     if told.get("progress") is not None:
         state += f", {told['progress']:.0%}"
@@ -83,6 +84,9 @@ def facts(told: Told) -> dict[str, str]:
         "context": _context(about),
         "template": _template(told),
         "capabilities": ", ".join(told.get("capabilities") or []),
+        "interfaces": ", ".join(file.get("api_capabilities") or []),
+        "shape": _shape(file),
+        "takes": _takes(file),
         "copies": _copies(told.get("copies")),
         "record": _record(record),
         "profile": _pairs(record.get("profile") or {}),
@@ -95,6 +99,20 @@ def _context(about: Told) -> str | None:
     if used is None or used == trained:
         return f"{trained} tokens" if trained else None
     return f"{used} tokens a request" + (f" of {trained} that it was made for" if trained else "")
+
+
+def _shape(file: Told) -> str:
+    names = {"layers": "layers", "embedding_length": "wide", "vocabulary": "tokens known"}
+    return ", ".join(f"{file[name]} {word}" for name, word in names.items() if file.get(name))
+
+
+def _takes(file: Told) -> str | None:
+    """What its file lets expect; where an engine runs, the table of memory says more."""
+    if not file.get("memory_bytes"):
+        return None
+    text = f"about {bytes_text(file['memory_bytes'])} of memory, one slot of {file.get('memory_context_tokens')} tokens"
+    each = file.get("cache_bytes_per_token")
+    return text + (f", {bytes_text(each)} a further token" if each else "")
 
 
 def _template(told: Told) -> str | None:

@@ -56,7 +56,9 @@ class Format(StrEnum):
 ENGINE_COLUMNS = ("node", "model", "engine", "device", "state", "slots", "memory", "marks", "since")
 ENGINE_WIDE = (*ENGINE_COLUMNS, "pid", "context", "load s")
 NODE_COLUMNS = ("node", "state", "devices", "models", "slots", "since")
-NODE_WIDE = (*NODE_COLUMNS, "shares", "version", "arch", "memory free", "waiting", "done", "failed", "http", "pid")
+NODE_HOST = ("engine", "host", "http", "pid")
+NODE_LOAD = ("memory free", "waiting", "done", "failed", "tokens/s")
+NODE_WIDE = (*NODE_COLUMNS, "shares", "version", "arch", *NODE_LOAD, *NODE_HOST)
 MODEL_COLUMNS = ("model", "state", "size", "quant", "copies", "nodes", "slots", "source")
 MODEL_WIDE = (*MODEL_COLUMNS, "context", "parameters", "architecture", "can", "record")
 
@@ -151,6 +153,9 @@ def node_rows(nodes: Iterable[Heartbeat], now: float | None = None) -> list[Row]
             "waiting": node.pressure.waiting,
             "done": node.pressure.completed_total,
             "failed": node.pressure.failed_total,
+            "tokens/s": f"{node.pressure.tokens_per_s:.1f}",
+            "engine": f"{node.engine_program} {node.engine_build or ''}".strip() if node.engine_program else "-",
+            "host": node.host or "-",
             "http": node.http,
             "pid": node.pid,
         }

@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Any, Final
 from gateway.cli.amounts import left_text, progress_text, seconds_text
 from gateway.cli.exits import OK
 from gateway.cli.nodes import connected, read_nodes
-from gateway.cli.queue import Stored, messages
 from gateway.cli.records import read_tasks
 from gateway.cli.say import Teller
 from gateway.cli.tables import Format, Row, show
 from gateway.cli.target import Target
+from gateway.messages import Stored, messages
 from schemas.errors import PunaError
 from schemas.node import Heartbeat
+from schemas.subjects import Names
 from schemas.task import TaskRecord, read_task
+from schemas.topology import TASK_ACK_WAIT_S
 
 if TYPE_CHECKING:
     from bus.connection import Bus
@@ -62,12 +64,26 @@ def why_unheard(node: str | None, beats: Sequence[Heartbeat]) -> str:
     return f"{node or 'every node'} is busy with other tasks; it comes when one of those ends"
 
 
+def why_still(record: TaskRecord, beats: Sequence[Heartbeat]) -> str | None:
+    """Why a task that runs does not go on now, and until when; None if it does, as far as can be seen from here."""
+    node = next((beat for beat in beats if beat.node == record.node), None)
+    if node is not None and node.started_at <= record.since:  # both by the clock of that node
+        return None
+    for_any = f".{Names().tasks_durable()}." in (record.delivery or "")
+    others = for_any and any(beat.node != record.node and not beat.draining for beat in beats)
+    if node is None:
+        elsewhere = f", or within {TASK_ACK_WAIT_S:g} s on another node" if others else ""
+        return f"{record.node} is away; the task goes on when it comes back{elsewhere}"
+    elsewhere = f"; if it cannot, another node does within {TASK_ACK_WAIT_S:g} s" if others else ""
+    return f"{record.node} was started anew and takes it up again{elsewhere}"
+
+
 def why(record: TaskRecord, now: float, beats: Sequence[Heartbeat] | None = None) -> str:
     """What there is to know of a task: its reason or error, how far it is, and when it is tried again. With `beats`,
-    also that the node which works on it is away."""
+    also that nobody works on it now, and until when."""
     told: list[str] = []
-    if record.state == "running" and beats is not None and all(beat.node != record.node for beat in beats):
-        told.append(f"{record.node} is away; the task goes on when it comes back, or another node takes it over")
+    if record.state == "running" and beats is not None and (still := why_still(record, beats)) is not None:
+        told.append(still)
     elif record.state == "running" and record.progress is not None:
         told.append(progress_text(record.progress))
     if record.cancel and not record.ended:
@@ -75,7 +91,8 @@ def why(record: TaskRecord, now: float, beats: Sequence[Heartbeat] | None = None
     told += [text for text in (record.error, record.reason) if text]
     if record.next_retry_at is not None and not record.ended:
         wait_s = record.next_retry_at - now
-        told.append(f"next try in {left_text(wait_s)}" if wait_s > 0 else "next try now")
+        due = "next try now" if beats is None or beats else why_unheard(None, beats)
+        told.append(f"next try in {left_text(wait_s)}" if wait_s > 0 else due)
     if record.state == "dead":
         told.append("see `puna dlq ls`")
     return "; ".join(told)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import yaml
 
 from gateway.cli.demo import DEMO_FILE
 from gateway.cli.nats_server import find_nats_server, good_enough, prepare
+from worker.settings import WorkerSettings
 
 ROOT = Path(__file__).parents[2]
 SECRETS = {
@@ -21,6 +23,7 @@ SECRETS = {
     "NATS_ROUTE_PASSWORD": '"r"',
     "NATS_ROUTES": "nats://route:r@n2:6222",
     "PUNA_API_KEY": "k",
+    **{f"{role}_PASSWORD": '"r"' for role in ("WORKER", "GATEWAY", "ADMIN", "CLIENT")},
 }
 
 
@@ -44,6 +47,14 @@ def test_the_compose_file_serves_the_demo_model_where_it_is_fetched_to() -> None
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
     assert f"smollm2=/cache/models/demo/{DEMO_FILE}" in services["worker"]["command"]
     assert services["model"]["environment"]["PUNA_CACHE_DIR"] == "/cache"
+
+
+def test_every_service_of_the_compose_file_that_goes_on_says_whether_it_is_well() -> None:
+    told = json.loads(compose("config", "--format", "json", **SECRETS).stdout)["services"]
+    checked = {name: " ".join(each["healthcheck"]["test"]) for name, each in told.items() if "healthcheck" in each}
+    assert set(checked) == {"nats", "gateway", "worker"}
+    assert ":8081/livez" in checked["worker"]
+    assert WorkerSettings().http.address[1] == 8081
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "deploy/nats").glob("*.conf")), ids=lambda path: path.name)
@@ -84,6 +95,12 @@ def test_the_units_are_understood_whole(name, tmp_path) -> None:
     done = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True)
     said = [line for line in (done.stdout + done.stderr).splitlines() if name in line]
     assert said == []
+
+
+@pytest.mark.parametrize("name", ["puna-worker", "puna-gateway"])
+def test_the_units_wait_for_the_program_and_watch_it(name) -> None:
+    lines = (ROOT / "deploy/systemd" / f"{name}.service").read_text().splitlines()
+    assert {"Type=notify", "NotifyAccess=main", "WatchdogSec=30"} <= set(lines)
 
 
 def test_the_image_copies_every_package() -> None:

@@ -14,7 +14,7 @@ from gateway.cli.exits import CliError
 from gateway.cli.naming import name_of, what_to_pull
 from gateway.cli.spec import read_specs, spec_of, written
 from gateway.cli.tables import engine_rows
-from gateway.cli.tasklist import why, why_unheard
+from gateway.cli.tasklist import why, why_still, why_unheard
 from gateway.fleet import Fleet
 from gateway.shelf import Shelf, Stored
 from gateway.view import Moment
@@ -98,6 +98,22 @@ def test_no_task_is_just_waiting() -> None:
     assert "40 %" in why(task("running", progress=PROGRESS), NOW, [beat("n1")])
     assert "n1 is away" in why(task("running", progress=PROGRESS), NOW, [beat("n2")])
     assert "being cancelled" in why(task("running", cancel=True), NOW, [beat("n1")])
+    assert "no worker is connected" in why(task("retrying", next_retry_at=NOW - 1), NOW, [])
+
+
+def test_a_task_whose_node_went_says_who_goes_on_with_it_and_until_when() -> None:
+    for_any = task("running", since=NOW, delivery="$JS.ACK.PUNA_TASKS.tasks_any.1.2.3.4.0")
+    named = task("running", since=NOW, delivery="$JS.ACK.PUNA_TASKS.tasks_node_n1.1.2.3.4.0")
+    assert why_still(for_any, [beat("n1"), beat("n2")]) is None
+    assert why_still(for_any, [beat("n2")]) == (
+        "n1 is away; the task goes on when it comes back, or within 30 s on another node"
+    )
+    assert (
+        why_still(for_any, []) == why_still(named, [beat("n2")]) == ("n1 is away; the task goes on when it comes back")
+    )
+    anew = beat("n1").model_copy(update={"started_at": NOW + 1})
+    assert why_still(named, [anew, beat("n2")]) == "n1 was started anew and takes it up again"
+    assert "another node does within 30 s" in (why_still(for_any, [anew, beat("n2")]) or "")
 
 
 # -- what to pull ------------------------------------------------------------------------------------------------------

@@ -33,6 +33,8 @@ from worker.copying import Parts
 from worker.sources import Corrupt, Digest, Listing, NotThere, RemoteFile, Signed, SourceError
 from worker.store.settings import SharedRoot, StoreSettings
 from worker.store.store import Store
+from worker.transfer.intervals import Intervals
+from worker.transfer.journal import Identity, Journal
 from worker.transfer.part import Digests
 
 _spec = importlib.util.spec_from_file_location("fakes_gguf_", Path(__file__).with_name("gguf.py"))
@@ -48,13 +50,15 @@ def model_bytes(name: str, size: int = 20_000) -> bytes:
 
 
 class Shelf:
-    """A source: what lies on it, by text and revision. `publish` replaces."""
+    """A source: what lies on it, by text and revision. `publish` replaces. `told_digest` is what it tells of a file,
+    unless `digests` has something else for its text."""
 
     def __init__(self) -> None:
         self.models: dict[str, tuple[str, dict[str, bytes], dict[str, str]]] = {}
         self.asked = 0
         self.broken: list[SourceError] = []
         self.told_digest: Callable[[bytes], Digest | None] = sha256
+        self.digests: dict[str, Callable[[bytes], Digest | None]] = {}
 
     def publish(self, text: str, revision: str, files: dict[str, bytes], roles: dict[str, str] | None = None) -> None:
         self.models[text] = (revision, files, roles or {})
@@ -66,12 +70,13 @@ class Shelf:
         if ref.text not in self.models:
             raise NotThere(f"{ref.text} is not on the shelf")
         revision, files, roles = self.models[ref.text]
+        told_digest = self.digests.get(ref.text, self.told_digest)
         listed = tuple(
             RemoteFile(
                 path,
                 f"https://shelf/{path}",
                 len(data),
-                self.told_digest(data),
+                told_digest(data),
                 role=roles.get(path, "model" if not n else "other"),  # type: ignore[arg-type]
             )
             for n, (path, data) in enumerate(files.items())
@@ -108,6 +113,8 @@ class Carrier:
         if self.spoil:
             data = data[:-1] + bytes([data[-1] ^ 1])
         done = part.data.stat().st_size if part.data.exists() else 0
+        digest = str(file.digest) if file.digest else None
+        Journal.begin(part.journal, Identity(file.size_bytes, digest), Intervals([(0, len(data))]), synced=True).close()
         on_bytes(done)
         with open(part.data, "ab") as out:
             while done < len(data):
@@ -171,6 +178,8 @@ class Few:
     num_download_worker = 5
     download_retry = 3
     retry_interval_s = 0.01
+    download_timeout_s: float | None = None
+    progress_interval_s = 2.0
 
 
 def want(model: str, source: str, **fields: Any) -> Wanted:

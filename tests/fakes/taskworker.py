@@ -1,8 +1,8 @@
 """A node that takes tasks with the real runner and does them by writing lines into a file, for tests.
 
-`python -P tests/fakes/taskworker.py NATS_URL NODE FOLDER` runs until its stdin ends. What it does is told by the
-model's name: `fail…` fails and may be tried again, `gone…` is not there, `hold…` goes on until the file `go` is in the
-folder.
+`python -P tests/fakes/taskworker.py NATS_URL NODE FOLDER [ACK_WAIT_S]` runs until its stdin ends. What it does is told
+by the model's name: `fail…` fails and may be tried again, `gone…` is not there, `hold…` goes on until the file `go` is
+in the folder.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bus.watched import Tasks
 from schemas.errors import ModelNotFound
 from schemas.model import CopyProgress, Wanted
 from schemas.topology import fleet
-from worker.sources import NotThere, Unreachable
+from worker.sources import NotThere, SourceError, Unreachable
 from worker.store.errors import Removed
 from worker.tasks.part import build_tasks
 
@@ -38,6 +38,7 @@ class Copies:
         self.models: dict[str, Any] = {}
         self.changed = asyncio.Event()
         self.removed: set[str] = set()
+        self.failing: dict[str, SourceError] = {}
 
     def note(self, what: str, model: str) -> None:
         with (self.folder / "done.log").open("a") as out:
@@ -46,7 +47,7 @@ class Copies:
     def states(self) -> Mapping[str, object]:
         return self.models
 
-    async def ensure(self, want: Wanted, on_progress: Any = None, *, again: bool = False) -> None:
+    async def ensure(self, want: Wanted, on_progress: Any = None, *, again: bool = False, patient: bool = True) -> None:
         model = want.model
         self.note("begin", model)
         try:
@@ -54,6 +55,8 @@ class Copies:
         except asyncio.CancelledError:
             self.note("stopped", model)
             raise
+        if model in self.failing:
+            raise self.failing[model]
         if model.startswith("fail"):
             raise Unreachable("no connection to https://hub.test")
         if model.startswith("gone"):
@@ -146,9 +149,9 @@ class Node:
         await self.tasks.stop()
 
 
-async def main(url: str, node: str, folder: str) -> None:
+async def main(url: str, node: str, folder: str, ack_wait_s: str = f"{ACK_WAIT_S}") -> None:
     bus = await Bus.connect(NatsSettings(url=url), name=node)
-    one = Node(bus, node, Path(folder))
+    one = Node(bus, node, Path(folder), ack_wait_s=float(ack_wait_s))
     await one.start()
     print(json.dumps({"node": node}), flush=True)
     await asyncio.to_thread(sys.stdin.read)
@@ -158,4 +161,4 @@ async def main(url: str, node: str, folder: str) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
-    asyncio.run(main(*sys.argv[1:4]))
+    asyncio.run(main(*sys.argv[1:5]))

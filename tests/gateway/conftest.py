@@ -60,15 +60,15 @@ def nats_server(new_nats_server: Callable[..., Any], tmp_path: Path) -> Any:
 
 @pytest.fixture
 async def start_gateway(nats_server: Any) -> AsyncIterator[Callable[..., Awaitable[Running]]]:
-    """Factory: `await start_gateway(keys=["name:key"], **settings)`."""
+    """Factory: `await start_gateway(keys=["name:key"], **settings)`. All requests go into the line, unless `direct`."""
     running: list[Running] = []
 
     async def start(keys: tuple[str, ...] = (), **settings: Any) -> Running:
         nats = {"url": nats_server.url} | settings.pop("nats", {})
         chosen = GatewaySettings.model_validate(
-            {"listen": "127.0.0.1:0", "nats": nats, "grace_s": 0.2, "log_level": "debug"} | settings
+            {"listen": "127.0.0.1:0", "nats": nats, "grace_s": 0.2, "log_level": "debug", "direct": False} | settings
         )
-        gateway = Gateway(chosen, Keyring(parse_key(key, "test") for key in keys))
+        gateway = Gateway(chosen, Keyring((parse_key(key, "test") for key in keys), admins=chosen.admin_keys))
         host, port = await gateway.start()
         url = f"http://{host}:{port}"
         http = httpx2.AsyncClient(base_url=url, timeout=20, trust_env=False)

@@ -172,6 +172,26 @@ async def test_keys_are_asked_for_before_anything_is_fetched_or_deleted(start_ga
     assert (await gateway.http.delete("/models", params={"model": "m"})).status_code == 401
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", "/models", {"model": "a/b"}),
+        ("POST", "/models/load", {"model": "m"}),
+        ("POST", "/models/unload", {"model": "m"}),
+        ("DELETE", "/models?model=m", None),
+        ("DELETE", "/v1/models/m", None),
+    ],
+)
+async def test_a_key_that_asks_models_does_not_manage_them(start_gateway, method: str, path: str, body: Any) -> None:
+    gateway = await start_gateway(keys=("team:one", "ops:two"), admin_keys="ops")
+    by_team = await gateway.http.request(method, path, json=body, headers={"x-api-key": "one"})
+    assert (by_team.status_code, by_team.json()["error"]["code"]) == (403, "not_allowed")
+    assert "admin_keys" in by_team.json()["error"]["message"]
+    by_ops = await gateway.http.request(method, path, json=body, headers={"x-api-key": "two"})
+    assert by_ops.status_code != 403, by_ops.text
+    assert (await gateway.http.get("/models", headers={"x-api-key": "one"})).status_code == 200
+
+
 def known(status: Status) -> dict[str, Known]:
     return {"m": Known("m", status, (), ("n1",), 0, 0, 0, Capabilities())}
 
@@ -190,3 +210,14 @@ def test_a_download_is_told_by_the_events_of_llama_cpp() -> None:
     ]
     failed = [event["event"] for event in changes(fetching(50), known(Status("unloaded", failed=True)))]
     assert failed == ["download_failed", "model_status"]
+
+
+async def test_the_page_of_a_model_tells_all_that_its_file_does_and_the_list_what_it_takes(gateway, worker) -> None:
+    config = CONFIG | {"memory_bytes": 5_000_000_000, "api_capabilities": ["OPENAI_V1_CHAT_COMPLETIONS"], "layers": 32}
+    await put(worker, "new", "Ready", config=config)
+    await gateway.until_seen("new")
+    assert (await gateway.http.get("/v1/models/new")).json()["file"] == config
+    listed = {one["id"]: one for one in (await gateway.http.get("/v1/models")).json()["data"]}
+    assert listed["new"]["memory_bytes"] == 5_000_000_000
+    assert listed["new"]["api_capabilities"] == ["OPENAI_V1_CHAT_COMPLETIONS"]
+    assert "file" not in listed["new"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -138,3 +139,16 @@ def test_without_nats_the_exit_code_is_69(without_nats) -> None:
     _, errors = without_nats.communicate(timeout=WAIT_S)
     assert without_nats.returncode == 69
     assert "nats" in errors.lower()
+
+
+def test_the_service_manager_hears_when_requests_can_be_taken_and_when_it_ends(launch, tmp_path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "n"))
+        manager.settimeout(WAIT_S)
+        address = {"NOTIFY_SOCKET": str(tmp_path / "n"), "WATCHDOG_USEC": "300000"}
+        process = launch("--listen", "127.0.0.1:0", **address)
+        assert [manager.recv(100), manager.recv(100), manager.recv(100)] == [b"READY=1", b"WATCHDOG=1", b"WATCHDOG=1"]
+        process.send_signal(signal.SIGTERM)
+        while (told := manager.recv(100)) == b"WATCHDOG=1":
+            pass
+        assert told.startswith(b"STOPPING=1\n")

@@ -66,3 +66,71 @@ def test_what_is_no_yaml_mapping_is_refused(text: str) -> None:
 
 def test_an_empty_file_is_all_defaults() -> None:
     assert load(Settings, text="# nothing\n") == Settings()
+
+
+class Waiting(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    wait_s: float = 1
+    wait_ms: float = 1
+    each_bytes_per_s: dict[str, int] = {}
+
+
+class WithUnits(Settings):
+    waiting: Waiting = Waiting()
+    all_of_them: list[Waiting] = []
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("15s", 15), ("10m", 600), ("1h30m", 5400), ("500ms", 0.5), ("2d", 172800), ("7", 7)]
+)
+def test_a_time_may_have_its_unit(text: str, seconds: float) -> None:
+    assert load(WithUnits, text=f"waiting: {{wait_s: {text}}}").waiting.wait_s == seconds
+    assert load(WithUnits, environ={"PUNA_WAITING__WAIT_S": text}).waiting.wait_s == seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("10M", 10 << 20), ("200MB", 200 << 20), ("1.5 GiB", 3 << 29), ("8K", 8192), ("12", 12)]
+)
+def test_a_size_may_have_its_unit(text: str, count: int) -> None:
+    got = load(WithUnits, text=f"http: {{limit_bytes: '{text}'}}\nwaiting: {{each_bytes_per_s: {{hf: '{text}'}}}}")
+    assert (got.http.limit_bytes, got.waiting.each_bytes_per_s) == (count, {"hf": count})
+
+
+def test_units_are_read_in_lists_of_groups_and_milliseconds_too() -> None:
+    got = load(WithUnits, text="all_of_them: [{wait_s: 2m, wait_ms: 1s}]")
+    assert (got.all_of_them[0].wait_s, got.all_of_them[0].wait_ms) == (120, 1000)
+
+
+@pytest.mark.parametrize("text", ["waiting: {wait_s: soon}", "waiting: {wait_s: 5x}", "http: {limit_bytes: 5s}"])
+def test_what_is_no_amount_is_refused_with_its_place(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"f\.yaml:1: "):
+        load(WithUnits, text=text, source="f.yaml")
+
+
+TOML = """
+node = "a-${env.X}"
+[http]
+listen = "file:1"
+[[models]]
+model = "m"
+slots = 2
+"""
+
+
+def test_a_file_may_be_toml() -> None:
+    got = load(Settings, text=TOML, source="f.toml", environ={"X": "1"})
+    assert (got.node, got.http.listen, got.models) == ("a-1", "file:1", (Item(model="m", slots=2),))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("\nnode = x\n", r"f\.toml: not TOML: .*line 2"),
+        ("[http]\nlimit_byte = 3", r"f\.toml: http\.limit_byte: no such key; did you mean 'limit_bytes'"),
+        ("[[models]]\nmodel = 'm'\nslots = 'many'", r"f\.toml: models\.0\.slots: .*integer"),
+        ("node = '${env.X}'", r"f\.toml: node: the environment has no X"),
+    ],
+)
+def test_a_mistake_in_toml_is_told_with_file_and_key(text: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        load(Settings, text=text, source="f.toml")

@@ -76,6 +76,18 @@ def test_a_commit_pins_the_content_and_a_branch_does_not():
         "pvc://",
         "pvc://claim/../x",
         "vendor://",
+        "peer://",
+        "peer://node",
+        "peer://node/",
+        "peer://../m",
+        "peer://a b/m",
+        "peer://node/..",
+        "peer://node/=2E=2E",
+        "peer://node/a=2F..=2Fb",
+        "peer://node/owner/repo",
+        "peer://node/m/../../x",
+        "peer://node/=2",
+        "peer://node/=6D",
         "https://",
         "https://[::1",
         "https://host:port/x",
@@ -89,6 +101,14 @@ def test_a_bad_source_is_refused_with_its_field_and_a_remedy(text):
         parse_source(text)
     assert raised.value.param == "source"
     assert len(raised.value.message) < 400
+
+
+def test_the_copy_of_a_node_is_named_as_in_subjects_and_a_plain_id_is_refused_with_the_right_text():
+    ref = parse_source("peer://gpu-1.lab/owner=2Frepo=3AQ4_K_M")
+    assert (ref.scheme, ref.place, ref.inner) == ("peer", "gpu-1.lab", "owner/repo:Q4_K_M")
+    with pytest.raises(InvalidRequest) as raised:
+        parse_source("peer://gpu-1.lab/owner/repo:Q4_K_M")
+    assert "peer://gpu-1.lab/owner=2Frepo=3AQ4_K_M" in raised.value.message
 
 
 def test_a_password_in_a_url_is_refused_and_not_repeated():

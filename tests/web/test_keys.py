@@ -6,7 +6,7 @@ import hashlib
 
 import pytest
 
-from schemas.errors import AuthenticationFailed
+from schemas.errors import AuthenticationFailed, NotAllowed
 from web.keys import BadKey, Keyring, OpenDoor, keys_for, load_keys, parse_file, parse_key
 
 
@@ -67,6 +67,26 @@ def test_keys_of_the_file_and_keys_given_are_one_ring(tmp_path) -> None:
 def test_a_bad_key_that_was_given_is_named_by_its_place() -> None:
     with pytest.raises(BadKey, match=r"api_keys\[1\]"):
         load_keys(None, ["fine", "two words"])
+
+
+def test_only_named_keys_manage_and_without_any_key_everybody_does() -> None:
+    keys = [parse_key("ops:one", "x"), parse_key("team:two", "x")]
+    ring = Keyring(keys, admins=["ops"])
+    assert ring.check_admin({"x-api-key": "one"}) == "ops"
+    assert ring.check({"x-api-key": "two"}) == "team"
+    with pytest.raises(NotAllowed, match="admin_keys"):
+        ring.check_admin({"x-api-key": "two"})
+    with pytest.raises(NotAllowed):
+        Keyring(keys).check_admin({"x-api-key": "one"})
+    with pytest.raises(AuthenticationFailed):
+        ring.check_admin({"x-api-key": "wrong"})
+    assert Keyring(keys, admins=["*"]).check_admin({"x-api-key": "two"}) == "team"
+    assert Keyring().check_admin({}) is None
+
+
+def test_a_name_among_those_that_manage_which_no_key_has_is_refused_at_the_start() -> None:
+    with pytest.raises(BadKey, match="no key is named 'opps'; there is ops"):
+        load_keys(None, ["ops:one"], admins=["opps"])
 
 
 @pytest.mark.parametrize("listen", ["0.0.0.0:1", ":1", "[::]:1", "192.0.2.7:1", "a-name.example:1"])

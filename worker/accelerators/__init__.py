@@ -22,7 +22,7 @@ from worker.accelerators.choice import AcceleratorSettings
 from worker.accelerators.cpu import Cpu
 from worker.accelerators.cuda import Cuda
 from worker.accelerators.drm import SYS
-from worker.accelerators.guard import Hidden, Stranger, Unlisted
+from worker.accelerators.guard import Chosen, Hidden, Stranger, Unlisted
 from worker.accelerators.listed import EngineDevices, no_pin
 from worker.accelerators.listing import EngineList
 from worker.accelerators.metal import Metal
@@ -31,7 +31,7 @@ from worker.accelerators.sycl import Sycl
 from worker.accelerators.tpu import Tpu
 from worker.accelerators.vulkan import Vulkan
 
-__all__ = ["Accelerator", "AcceleratorSettings", "discover", "environment", "notices", "sample"]
+__all__ = ["Accelerator", "AcceleratorSettings", "chosen", "discover", "environment", "notices", "sample"]
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +88,11 @@ def discover(
     if choice.permits("cpu") and "cpu" not in strangers and (cpu := Cpu()).discover():
         found.append(cpu)
     return sorted(found, key=lambda each: (each.backend == "cpu", rank(each.backend), each.backend))
+
+
+def chosen(accelerators: Iterable[Accelerator], names: Collection[str]) -> list[Accelerator]:
+    """The same, with no other devices than those named; without names, all of theirs."""
+    return [Chosen(each, names) for each in accelerators] if names else list(accelerators)
 
 
 def sample(accelerators: Iterable[Accelerator]) -> tuple[Device, ...]:

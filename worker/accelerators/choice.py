@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import re
+from typing import Annotated, Any, Final, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+_DEVICE: Final = re.compile(r"[a-z][a-z0-9_-]*:\d+(?:\.\d+)*")
 
 
 def _words(value: Any) -> Any:
@@ -13,6 +16,20 @@ def _words(value: Any) -> Any:
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_words)]
+
+
+def device_names(value: Any) -> Any:
+    """Names of devices as a list, or as one text with commas; `auto` is none in particular. Raises `ValueError`."""
+    names = _words(value)
+    if not isinstance(names, list | tuple):
+        return names
+    found = cast("list[Any]", list(names))  # pyright: ignore[reportUnknownArgumentType]
+    if found == ["auto"]:
+        return ()
+    for name in found:
+        if not isinstance(name, str) or _DEVICE.fullmatch(name) is None:
+            raise ValueError(f"{str(name)[:40]!r} is no device: write auto, or names as puna doctor tells them, cuda:0")
+    return found
 
 
 class AcceleratorSettings(BaseModel):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, Protocol, cast
 
 from schemas.node import Device
@@ -91,6 +91,26 @@ class Hidden:
     def environment(self, devices: Sequence[str]) -> Mapping[str, str]:
         """What hides all of them."""
         return self.inner.environment(())
+
+
+class Chosen(Hidden):
+    """One of whose devices the node may have only some: those that are named, and parts of a card that is."""
+
+    def __init__(self, inner: Inner, names: Collection[str]) -> None:
+        super().__init__(inner)
+        self._names = frozenset(names)
+
+    def discover(self) -> bool:
+        """Whether there is any such device."""
+        return self.inner.discover()
+
+    def sample(self) -> list[Device]:
+        """Those alone."""
+        return [each for each in self.inner.sample() if self._names & {each.device, each.parent}]
+
+    def environment(self, devices: Sequence[str]) -> Mapping[str, str]:
+        """What pins an engine to some of them."""
+        return self.inner.environment(devices)
 
 
 class Unlisted(Hidden):

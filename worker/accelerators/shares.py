@@ -1,23 +1,20 @@
 """Resources of a node in discrete and fractional shares: `cpu`, `mem`, `cuda.device`, `cuda.mem`. Plain data and sums.
 
-A slot is one kind of resource over the devices that have it. It is given out in quanta: whole pieces for a discrete
-slot, aligned bytes for memory. All sums are of whole quanta, so nothing is lost or made by rounding: what is asked for
-is rounded up, what there is is rounded down.
+A slot is one kind of resource over the devices that have it. It is counted in quanta: whole pieces for a discrete slot,
+aligned bytes for memory; what there is is rounded down to them. Which device an engine gets is `worker.placement`'s.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
-from typing import Final, Literal, Protocol
+from typing import Final, Protocol
 
 from schemas.node import Device, Engine, Share
 from worker.cores import usable_cores
 
-Strategy = Literal["fill", "evenly"]
-"""`fill`: as few devices as possible, the fullest that still has the room. `evenly`: the same of each."""
 MEMORY_ALIGN_BYTES: Final = 16 << 20
 ONE: Final = Decimal(1)
 _AMOUNT: Final = re.compile(r"(\d{1,18}(?:\.\d{1,9})?)\s*(?:([KMGT])(?:i?B)?|(%))?", re.IGNORECASE)
@@ -25,26 +22,9 @@ _FACTORS: Final = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _ZERO: Final = Decimal(0)
 
 
-class NotEnough(ValueError):
-    """A slot has less left than is asked for."""
-
-
-@dataclass(frozen=True, slots=True)
-class Allocation:
-    """What was given: amounts by device."""
-
-    slot: str
-    amounts: Mapping[str, Decimal]
-
-    @property
-    def total(self) -> Decimal:
-        """All of it."""
-        return sum(self.amounts.values(), _ZERO)
-
-
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One kind of resource. Frozen: giving and taking back make a new one."""
+    """One kind of resource."""
 
     name: str
     totals: Mapping[str, Decimal]
@@ -67,64 +47,9 @@ class Slot:
             available=sum((self.available(name) for name in self.totals), _ZERO),
         )
 
-    def allocate(
-        self, amount: Decimal, strategy: Strategy = "fill", *, among: Sequence[str] = ()
-    ) -> tuple[Slot, Allocation]:
-        """Give `amount`, of the devices `among` (empty: any). Raises `NotEnough`, and `ValueError` for an amount that
-        is not above zero, or not of whole pieces where the slot has only those."""
-        wanted = self._wanted(amount)
-        room = {name: self._quanta(name) for name in self.totals if not among or name in among}
-        if wanted > sum(room.values()):
-            left = sum(room.values()) * self.quantum
-            raise NotEnough(f"{self.name}: {amount} asked for, {left} left")
-        taken = filled(room, wanted) if strategy == "fill" else spread(room, wanted)
-        amounts = {name: count * self.quantum for name, count in taken.items() if count}
-        return replace(self, occupied=_summed(self.occupied, amounts)), Allocation(self.name, amounts)
-
-    def release(self, allocation: Allocation) -> Slot:
-        """Take back what was given. Raises `ValueError` for what was not."""
-        for name, amount in allocation.amounts.items():
-            if allocation.slot != self.name or amount < 0 or amount > self.occupied.get(name, _ZERO):
-                raise ValueError(f"{allocation.slot} {amount} of {name} was not given by {self.name}")
-        back = {name: -amount for name, amount in allocation.amounts.items()}
-        return replace(self, occupied=_summed(self.occupied, back))
-
     def _quanta(self, device: str) -> int:
         kept = self.reserved.get(device, _ZERO) + self.occupied.get(device, _ZERO)
         return max(int((self.totals.get(device, _ZERO) - kept) // self.quantum), 0)
-
-    def _wanted(self, amount: Decimal) -> int:
-        if not amount.is_finite() or amount <= 0:
-            raise ValueError(f"{self.name}: {amount} is no amount to ask for")
-        if self.quantum == ONE and amount % 1:
-            raise ValueError(f"{self.name} is given in whole pieces, not {amount}")
-        return int(-(-amount // self.quantum)) if amount % self.quantum == 0 else int(amount // self.quantum) + 1
-
-
-def filled(room: Mapping[str, int], wanted: int) -> dict[str, int]:
-    """The fullest device that can hold all; where none can, the emptiest first, so that the fewest are used."""
-    fitting = [name for name, free in room.items() if free >= wanted]
-    if fitting:
-        return {min(fitting, key=lambda name: (room[name], name)): wanted}
-    taken: dict[str, int] = {}
-    for name in sorted(room, key=lambda name: (-room[name], name)):
-        taken[name] = min(room[name], wanted)
-        wanted -= taken[name]
-    return taken
-
-
-def spread(room: Mapping[str, int], wanted: int) -> dict[str, int]:
-    """The same of each device; what one has no room for goes to the others, the odd quanta to the emptiest."""
-    taken = dict.fromkeys(room, 0)
-    while wanted > 0:
-        open_names = sorted((name for name in room if taken[name] < room[name]), key=lambda name: (-room[name], name))
-        if not open_names:
-            raise NotEnough(f"{wanted} more than there is")
-        step = min(max(wanted // len(open_names), 1), min(room[name] - taken[name] for name in open_names))
-        for name in open_names[: wanted if step == 1 else None]:
-            taken[name] += step
-            wanted -= step
-    return taken
 
 
 def amount(text: str, total: Decimal = _ZERO) -> Decimal:
@@ -252,9 +177,3 @@ def _slot(name: str, totals: Mapping[str, Decimal], kept: str | None, align: Dec
     quantum = align if name == "mem" or name.endswith(".mem") else ONE
     reserved = {device: amount(kept, total) for device, total in totals.items()} if kept is not None else {}
     return Slot(name, totals, quantum, reserved)
-
-
-def _summed(these: Mapping[str, Decimal], those: Mapping[str, Decimal]) -> dict[str, Decimal]:
-    names = dict.fromkeys((*these, *those))
-    sums = {name: these.get(name, _ZERO) + those.get(name, _ZERO) for name in names}
-    return {name: value for name, value in sums.items() if value}

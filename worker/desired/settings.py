@@ -16,3 +16,5 @@ class DesiredSettings(BaseModel):
     """How often the records are compared with the disk, whatever was heard."""
     tombstone_s: float = Field(default=60.0, ge=0)
     """How long the record of a deleted model stays at least, so that every node sees it."""
+    kv_sync_interval_s: float = Field(default=60.0, ge=1)
+    """How often what is told of this node's copies is compared with the bucket, and put back where it is missing."""

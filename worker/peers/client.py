@@ -25,6 +25,9 @@ PAGE_TIMEOUT_S: Final = 60.0
 PAGE_LIMIT_BYTES: Final = 4 << 20
 IDLE_S: Final = 20.0
 IDLE_LIMIT: Final = 64
+HEAD_BYTES: Final = 2048
+"""So much is read at a time until the head is there, which is shorter: of the body it takes little along, and that is
+what is copied."""
 _DIGEST: Final = re.compile(r"sha-256=:([A-Za-z0-9+/=]{44}):")
 Place = tuple[str, int]
 
@@ -196,6 +199,14 @@ class PeerClient:
             self._idle.pop(0)[1].abort()
 
 
+class _Connection(Connection):
+    """Bodies come straight into memory, from near their first byte on."""
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        room = super().get_buffer(sizehint)
+        return room if self._direct else room[:HEAD_BYTES]
+
+
 class _Chunk:
     """Takes one chunk straight into memory of its size."""
 
@@ -215,7 +226,7 @@ async def _dial(place: Place) -> Connection:
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            _, made = await loop.create_connection(lambda: Connection(f"{place[0]}:{place[1]}"), *place)
+            _, made = await loop.create_connection(lambda: _Connection(f"{place[0]}:{place[1]}"), *place)
             return made
     except TimeoutError as error:
         raise PeerFailed(f"no connection in {CONNECT_TIMEOUT_S:g} s") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,6 +12,8 @@ from worker.peers import chunks
 WINDOW: Final = 64
 """Chunks among which the rarest is chosen: what is taken stays close together, and nodes take different ones."""
 _WINDOW: Final = (1 << WINDOW) - 1
+SAMPLE: Final = 12
+"""Of these so many are compared: with many nodes all of them would take longer than a chunk is worth."""
 PER_HOLDER: Final = 3
 BUSY_S: Final = 0.2
 FAILED_LEAST_S: Final = 2.0
@@ -123,11 +125,15 @@ class Holders:
         if not wanted:
             return None
         base = (wanted & -wanted).bit_length() - 1
-        views = [(each, each.have >> base & _WINDOW) for each in self._all.values()]
-        window = chunks.each(wanted >> base & _WINDOW)
-        chunk = min(window, key=lambda number: (sum(view >> number & 1 for _, view in views), self._dice())) + base
+        views = [each.have >> base & _WINDOW for each in self._all.values()]
+        window = list(chunks.each(wanted >> base & _WINDOW))
+        some = window if len(window) <= SAMPLE else [self._one_of(window) for _ in range(SAMPLE)]
+        chunk = min(some, key=lambda number: (sum(view >> number & 1 for view in views), self._dice())) + base
         having = [each for each in free if each.have >> chunk & 1]
         return chunk, min(having, key=lambda each: (each.asked, each.offer.uploads, self._dice()))
+
+    def _one_of(self, window: Sequence[int]) -> int:
+        return window[int(self._dice() * len(window)) % len(window)]
 
     def free_at(self, missing: int) -> float:
         """When the next of those who have something of it, and are busy, may be asked again."""

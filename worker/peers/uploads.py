@@ -105,10 +105,15 @@ class Uploads:
             await self._send(exchange, found, found.span, [*headers, *_told(key, found)])
 
     def _found(self, key: str, text: str | None) -> _Found | None:
-        """What is asked for; a whole chunk is read at once."""
+        """What is asked for; a whole chunk is read at once. What was seen just now is gone by if that is enough."""
+        held = self._holdings.seen(key)
+        found = self._found_in(held, key, text) if held is not None else None
+        if found is not None and found.data is not None:
+            return found
         held = self._holdings.look(key)
-        if held is None:
-            return None
+        return self._found_in(held, key, text) if held is not None else None
+
+    def _found_in(self, held: Held, key: str, text: str | None) -> _Found | None:
         span, status = _asked(text, held), 206 if text else 200
         if span is None:
             return _Found(held, None, status)
@@ -121,6 +126,7 @@ class Uploads:
     async def _send(self, exchange: Exchange, found: _Found, span: tuple[int, int], headers: Sequence[Header]) -> None:
         drained = asyncio.Event()
         exchange.on_drained = exchange.on_closed = drained.set
+        exchange.widen(self._piece_bytes)
         for start in range(span[0], span[1], CHUNK_BYTES):
             data = found.data or await self._read(found.held, start, min(start + CHUNK_BYTES, span[1]))
             if data is None:

@@ -238,12 +238,13 @@ def find_source(scheme: str, own: Mapping[str, Source] = MappingProxyType({})) -
         return own[scheme]
     if scheme not in _OWN:
         known = ", ".join(sorted({*_OWN, *points.names}))
-        raise Unsupported(f"{scheme}:// is not installed on this node; known are {known}")
+        raise Unsupported(f"{scheme}:// is not installed on this node; known are {known}", of_node=True)
     module, _, name = _OWN[scheme].partition(":")
     try:
         return _checked(scheme, getattr(importlib.import_module(module), name))
     except ImportError as error:
-        raise Unsupported(f"{scheme}:// needs a package that is not installed: {error.name}") from error
+        text = f"{scheme}:// needs a package that is not installed: {error.name}"
+        raise Unsupported(text, of_node=True) from error
 
 
 def _checked(scheme: str, kind: type[object]) -> Source:

@@ -16,6 +16,10 @@
 | `Stalled`     | yes       | nobody: too slow for too long                                |
 | `Changed`     | yes       | nobody: the file was replaced while it was read; look again  |
 
+Some are the node's own (`of_node`): another node may have the credential, the file, the space or the device that this
+one lacks, so a task that may be done anywhere goes on to the next. `NotThere` and `Unsupported` say so themselves where
+it is so: a path of this disk, a scheme that only others have.
+
 A message never holds a secret, a query string or a header.
 """
 
@@ -25,15 +29,18 @@ from typing import ClassVar
 
 
 class SourceError(Exception):
-    """Root of the tree. `retryable`: the same again, later, can succeed."""
+    """Root of the tree. `retryable`: the same again, later, can succeed. `of_node`: another node may not meet it."""
 
     code: ClassVar[str] = "source_error"
     retryable: ClassVar[bool] = False
+    of_node: bool = False
 
-    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+    def __init__(self, message: str, *, retry_after_s: float | None = None, of_node: bool | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.retry_after_s = retry_after_s
+        if of_node is not None:
+            self.of_node = of_node
 
 
 class NotThere(SourceError):
@@ -46,12 +53,14 @@ class Gated(SourceError):
     """It is there, and its terms were not accepted by the owner of the token."""
 
     code = "source_gated"
+    of_node = True
 
 
 class Denied(SourceError):
     """The credential is missing, wrong or not enough."""
 
     code = "source_denied"
+    of_node = True
 
 
 class Ambiguous(SourceError):
@@ -82,12 +91,14 @@ class NoSpace(SourceError):
     """The disk is full, or would be."""
 
     code, retryable = "no_space", True
+    of_node = True
 
 
 class DiskFailed(SourceError):
     """The disk refused a read or a write."""
 
     code, retryable = "disk_failed", True
+    of_node = True
 
 
 class Throttled(SourceError):

@@ -84,7 +84,7 @@ class Web:
         if want.token_ref is None or origin_of(url) != origin_of(want.ref.text):
             return Signed(url)
         if urlsplit(url).scheme != "https" and not _is_loopback(urlsplit(url).hostname or ""):
-            raise Denied(f"{shown_url(url)}: a token would travel readable for all; use https")
+            raise Denied(f"{shown_url(url)}: a token would travel readable for all; use https", of_node=False)
         token = await secrets.read(want.token_ref, key=want.parameters.get("secretKey"))
         return Signed(url, {"Authorization": f"Bearer {token}"})
 

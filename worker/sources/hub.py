@@ -60,7 +60,7 @@ class Hub:
     async def requests(self, file: RemoteFile, *, want: Want, secrets: Secrets) -> Signed:
         """The `resolve` page of the file: it redirects to a URL that is signed for a while."""
         if offline(secrets):
-            raise Unsupported(f"{want.ref.place}: {OFFLINE}")
+            raise Unsupported(f"{want.ref.place}: {OFFLINE}", of_node=True)
         if origin_of(file.url) != origin_of(_endpoint(secrets)):
             return Signed(file.url)
         token = await _token(want, secrets)

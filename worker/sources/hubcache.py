@@ -55,7 +55,8 @@ def cache_folder(secrets: Secrets) -> Path:
 def snapshot(cache: Path, repository: str, revision: str | None) -> Snapshot:
     """What is there of a revision. Raises `Unsupported` if there is nothing, `BadListing`."""
     folder = cache / f"models--{repository.replace('/', '--')}"
-    missing = Unsupported(f"{repository}: its cache does not have {(revision or 'main')[:60]!r} of it, and {OFFLINE}")
+    text = f"{repository}: its cache does not have {(revision or 'main')[:60]!r} of it, and {OFFLINE}"
+    missing = Unsupported(text, of_node=True)
     try:
         commit = _commit(folder, revision or "main")
         if commit is None:

@@ -21,9 +21,9 @@ def translated(look: Look, error: Exception) -> SourceError:
         return NotThere(f"{name} has no revision {look.revision or 'main'!r}")
     if isinstance(error, hub.RepositoryNotFoundError):
         hidden = "the token may not read it" if look.token else "it is private: name a token with token_ref or HF_TOKEN"
-        return NotThere(f"the Hub has no {name}, or {hidden}")
+        return NotThere(f"the Hub has no {name}, or {hidden}", of_node=look.token is None)
     if isinstance(error, hub.OfflineModeIsEnabled):
-        return Unsupported(f"{name}: {OFFLINE}")
+        return Unsupported(f"{name}: {OFFLINE}", of_node=True)
     if isinstance(error, hub.HfHubHTTPError):
         return _of_status(look, error.response.status_code)
     if isinstance(error, (KeyError, TypeError, AttributeError)):

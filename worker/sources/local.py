@@ -72,7 +72,7 @@ def _translated(ref: SourceRef, want: Want, mounts: Path) -> Listing:
     except PermissionError as error:
         raise Denied(f"{ref.text}: this node may not read {error.filename}") from error
     except OSError as error:
-        raise NotThere(f"{ref.text}: {error.strerror or error}") from error
+        raise NotThere(f"{ref.text}: {error.strerror or error}", of_node=True) from error
 
 
 def _listing(ref: SourceRef, want: Want, mounts: Path) -> Listing:
@@ -88,7 +88,7 @@ def _listing(ref: SourceRef, want: Want, mounts: Path) -> Listing:
         root, names = place.parent, part_names(place.name)
         found, main = {name: _found(name, root / name, ref) for name in names}, names[0]
     else:
-        raise NotThere(f"{ref.text}: is neither a file nor a folder")
+        raise NotThere(f"{ref.text}: is neither a file nor a folder", of_node=True)
     files = tuple(_remote(found[name], main, want) for name in names)
     revision = hashlib.sha256(
         repr([(f.name, f.size_bytes, f.changed_ns) for f in map(found.__getitem__, names)]).encode()

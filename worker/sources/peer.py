@@ -112,7 +112,7 @@ def _read(ref: SourceRef, answer: Message) -> CopyTold:
     return told
 
 
-_KINDS: Final[dict[str, type[SourceError]]] = {"400": Unsupported, "403": Denied, "404": NotThere}
+_KINDS: Final[dict[str, type[SourceError]]] = {"400": Unsupported, "403": Unsupported, "404": NotThere}
 
 
 def _message(ref: SourceRef, payload: bytes) -> str:

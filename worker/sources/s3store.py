@@ -36,7 +36,7 @@ def opened(place: Place, keys: Keys) -> S3Store:
     try:
         from obstore.store import S3Store
     except ImportError as error:
-        raise Unsupported(_MISSING) from error
+        raise Unsupported(_MISSING, of_node=True) from error
     config: dict[str, Any] = {
         "region": place.region,
         "virtual_hosted_style_request": place.virtual,

@@ -9,6 +9,7 @@
 | `Unclear`       | yes       | the node: another program changed the store meanwhile      |
 | `RootGone`      | yes       | the node: its models' folder is not there any more         |
 | `NeverFits`     | no        | whoever wants the model here: no device could ever hold it |
+| `TooLate`       | no        | whoever set the limit: it took longer than that            |
 | `Superseded`    | no        | nobody: somebody asked for other files of the same model   |
 | `Removed`       | no        | nobody: the model was deleted while it came                |
 """
@@ -30,6 +31,7 @@ class ReadOnlyRoot(SourceError):
     """The models' folder may not be changed by this node."""
 
     code = "store_read_only"
+    of_node = True
 
 
 class BadModelFile(SourceError):
@@ -42,6 +44,7 @@ class BadPlace(SourceError):
     """A local path that is not there, or not a regular file."""
 
     code = "local_path_invalid"
+    of_node = True
 
 
 class Unclear(SourceError):
@@ -60,6 +63,13 @@ class NeverFits(SourceError):
     """No device of this node could ever hold the model, so its files are not fetched."""
 
     code = "vram_insufficient"
+    of_node = True
+
+
+class TooLate(SourceError):
+    """All tries together took longer than the settings allow; what has come of the files stays."""
+
+    code = "download_timeout"
 
 
 class Superseded(SourceError):

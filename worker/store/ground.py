@@ -16,7 +16,7 @@ from worker.store import layout
 from worker.store.disk import Place
 from worker.store.errors import ReadOnlyRoot, Unclear, translated
 from worker.store.notes import write_note
-from worker.store.root import Root
+from worker.store.root import Root, content_of
 from worker.store.sweep import take_part
 from worker.store.threads import Threads
 from worker.store.use import Uses
@@ -58,6 +58,36 @@ class Parts:
                 last()
             finally:
                 os.close(held)
+
+    def mark(self, key: str, model: str) -> None:
+        """Note that a model wants it. Blocks."""
+        disk, place = self._root.disk, layout.mark(key, model)
+        disk.make(place[:-1])
+        if disk.look(place) is None:
+            os.close(disk.create(place))
+
+    def forget(self, model: str, key: str) -> str | None:
+        """The model wants it no more: it goes, unless another does, or somebody holds it. Returns the content that it
+        stood for, if it went. Blocks."""
+        disk, place = self._root.disk, (*layout.PARTIAL, key)
+        disk.unlink(layout.mark(key, model))
+        if disk.look(place) is None or disk.entries((*place, "for")):
+            return None
+        went: list[str | None] = []
+
+        def go() -> None:
+            went.append(content_of(self._root, key))
+            disk.clear(place)
+
+        holder = id(went)
+        if self.take(key, holder):
+            self.drop(key, holder, go)
+        return went[0] if went else None
+
+    def wanted(self, model: str) -> list[str]:
+        """Keys of those that a model wants. Blocks."""
+        keys = (entry.name for entry in self._root.disk.entries(layout.PARTIAL) if entry.kind == "folder")
+        return [key for key in keys if self._root.disk.look(layout.mark(key, model)) is not None]
 
 
 class Ground:

@@ -5,6 +5,7 @@ lock                                held by whoever changes something
 blobs/sha256-<hex>                  each content once, read-only
 partial/<key>/{data,journal,lock}   a file on its way
 partial/<key>/placed                its content has become the blob that is named in it
+partial/<key>/for/<model>           a model that wants it: the last one that is deleted takes it along
 models/<model>/<revision>/<file>    a view: hard links to blobs, else relative symbolic ones
 models/<model>/<revision>/manifest.json   what the view is; written last: without it there is no view
 models/<model>/current              → the revision that is served
@@ -91,6 +92,11 @@ def partial_key(listing: Listing, file: RemoteFile) -> str:
         return f"sha256-{file.digest.hex}"
     told = [listing.ref.text, listing.revision, file.path, file.size_bytes, file.etag, str(file.digest or "")]
     return f"source-{hashlib.sha256(json.dumps(told).encode()).hexdigest()}"
+
+
+def mark(key: str, model: str) -> Place:
+    """That a model wants a file on its way. Raises `InvalidName`."""
+    return (*PARTIAL, key, "for", encode(model))
 
 
 def inner(path: str) -> Place:

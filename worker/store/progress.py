@@ -25,19 +25,19 @@ class Meter:
     _moved: int = 0
 
     def there(self, bytes_: int) -> None:
-        """Bytes that need not come."""
+        """Bytes that need not come: they are no part of the speed."""
         self.bytes_done += bytes_
 
     def came(self, bytes_: int) -> None:
         """Bytes that came now; less than 0 when some did not hold."""
         self.bytes_done = max(self.bytes_done + bytes_, 0)
-        self._moved += bytes_
+        self._moved += max(bytes_, 0)
 
     def told(self, now_s: float) -> CopyProgress:
         """As it is now; the speed is of the time since the last call, smoothed."""
         if self._at_s is not None and now_s > self._at_s:
             took_s = now_s - self._at_s
-            speed, share = max(self._moved, 0) / took_s, min(took_s / SMOOTHING_S, 1.0)
+            speed, share = self._moved / took_s, min(took_s / SMOOTHING_S, 1.0)
             known = self.speed_bytes_per_s
             self.speed_bytes_per_s = speed if known is None else known + (speed - known) * share
         if self._at_s is None or now_s > self._at_s:

@@ -84,6 +84,7 @@ class Records:
         record = self._records.get(model)
         if record is None:
             return
+        progress = progress.model_copy(update={"updated": self._clock()})
         now = self._monotonic()
         if progress.phase == record.progress.phase and now - self._told_at.get(model, now) < self._interval_s:
             self._records[model] = record.model_copy(update={"progress": progress})

@@ -121,9 +121,13 @@ class Root:
     def scan(self) -> dict[str, Copy]:
         """All copies, by model. Raises `RootGone`."""
         self.check()
-        models = (layout.model_of(entry.name) for entry in self.disk.entries(layout.MODELS) if entry.kind == "folder")
-        found = (self.copy(model) for model in models if model is not None)
+        found = (self.copy(model) for model in self.models())
         return {copy.model: copy for copy in found if copy is not None}
+
+    def models(self) -> list[str]:
+        """Those that have a folder."""
+        found = (layout.model_of(entry.name) for entry in self.disk.entries(layout.MODELS) if entry.kind == "folder")
+        return [model for model in found if model is not None]
 
     def copy(self, model: str) -> Copy | None:
         """The model's newest whole view."""
@@ -202,8 +206,10 @@ class Root:
         return found is not None and found.kind == "file" and size_bytes in (None, found.size_bytes)
 
     # -- installing --------------------------------------------------------------------------------------------------
-    def place(self, key: str, sha256: str, size_bytes: int) -> None:
-        """A part that is whole becomes a blob. Raises `Unclear` if it is not what was written."""
+    def place(self, key: str, sha256: str, size_bytes: int, *, anew: bool = False) -> None:
+        """A part that is whole becomes a blob. One that is there already stays, because views lead to it, unless its
+        size is wrong or the content came `anew`: then all views get the new one. Raises `Unclear` if the part is not
+        what was written."""
         data = (*layout.PARTIAL, key, "data")
         file = self.disk.open(data)
         try:
@@ -215,8 +221,20 @@ class Root:
             os.fsync(file)
         finally:
             os.close(file)
-        self.disk.rename(data, layout.blob(sha256))
+        if not anew and self.has_blob(sha256, size_bytes):
+            self.disk.unlink(data)
+        else:
+            self.disk.rename(data, layout.blob(sha256))
+            self._spread(sha256)
         self.disk.unlink((*layout.PARTIAL, key, "journal"))
+
+    def _spread(self, sha256: str) -> None:
+        """Have every view that needs a content lead to the blob that is there now."""
+        for model in self.models():
+            for view in self.views(model):
+                for file in view.manifest.files if sha256 in view.manifest.blobs else ():
+                    if file.sha256 == sha256:
+                        self._link((*layout.model_folder(model), view.token), file)
 
     def build(self, model: str, token: str, files: Iterable[HeldFile]) -> None:
         """A view's links, and no manifest yet. Of a view that is whole only what is missing or wrong is made anew.
@@ -283,6 +301,12 @@ class Root:
             return
         self.disk.clear(bin_)
 
+    def _begun(self) -> set[str]:
+        """Contents that came for downloads which are to be gone on with."""
+        keys = (entry.name for entry in self.disk.entries(layout.PARTIAL) if entry.kind == "folder")
+        found = (content_of(self, key) for key in keys if self.disk.look((*layout.PARTIAL, key, "data")) is None)
+        return {content for content in found if content is not None}
+
     def release(self, candidates: Collection[str], held: Collection[str]) -> int:
         """Delete those of the contents that nothing needs. Returns the bytes."""
         if not candidates or not self.deletable:
@@ -292,11 +316,22 @@ class Root:
             log.error("references_unclear", extra={"event": "references_unclear", "notes": needed.unclear[:8]})
             return 0
         freed = 0
-        for sha256 in sorted(set(candidates) - needed.blobs - set(held)):
+        for sha256 in sorted(set(candidates) - needed.blobs - set(held) - self._begun()):
             found = self.disk.look(layout.blob(sha256))
             self.disk.unlink(layout.blob(sha256))
             freed += found.size_bytes if found else 0
         return freed
+
+
+def content_of(root: Root, key: str) -> str | None:
+    """The SHA-256 of a part, if it is known: by its key, or because its content was placed."""
+    known = layout.blob_of(key)
+    if known is not None:
+        return known
+    place = (*layout.PARTIAL, key, "placed")
+    if root.disk.look(place) is None:
+        return None
+    return layout.blob_of(root.disk.read(place, 128).decode("ascii", "replace"))
 
 
 def same_file(file: HeldFile) -> bool:

@@ -7,24 +7,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from schemas.units import size
+
 Mode = Literal["ro", "rw", "rw-delete"]
 """`ro`: nothing is ever written or deleted · `rw`: files are added, none is deleted · `rw-delete`: both."""
-_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
-
-def _bytes(value: object) -> object:
-    """`8G`, as the references write it; a plain number counts bytes."""
-    if not isinstance(value, str) or not value.strip():
-        return value
-    text = value.strip().lower().removesuffix("b").removesuffix("i")
-    number, unit = (text[:-1], text[-1]) if text[-1:] in _UNITS else (text, "")
-    try:
-        return int(float(number) * _UNITS[unit])
-    except ValueError:
-        return value
-
-
-Bytes = Annotated[int, BeforeValidator(_bytes), Field(ge=0)]
+Bytes = Annotated[int, BeforeValidator(size), Field(ge=0)]
 
 
 class SharedRoot(BaseModel):

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,7 +28,8 @@ from worker.store.errors import BadPlace, Unclear
 from worker.store.ground import Ground
 from worker.store.hashing import clone, sha256_of
 from worker.store.manifest import Copy, HeldFile, Manifest
-from worker.store.sweep import content_of, retire
+from worker.store.root import content_of
+from worker.store.sweep import retire
 from worker.transfer.part import Digests, Part
 
 log = logging.getLogger(__name__)
@@ -51,13 +53,21 @@ class Staging:
     """Made by `Store.begin`. Used by one task; `close` in the end, whatever happened."""
 
     def __init__(
-        self, ground: Ground, model: str, listing: Listing, found: dict[str, str], done: Callable[[Copy], None]
+        self,
+        ground: Ground,
+        model: str,
+        listing: Listing,
+        found: dict[str, str],
+        done: Callable[[Copy], None],
+        *,
+        fresh: bool = False,
     ) -> None:
         self.model = model
         self.listing = listing
         self._ground = ground
         self._have = found
         self._done = done
+        self._fresh = fresh
         self._parts: set[str] = set()
         self._stop = threading.Event()
         self._closed = False
@@ -116,6 +126,7 @@ class Staging:
         if not self._ground.parts.take(key, id(self)):
             return False
         self._parts.add(key)
+        self._ground.parts.mark(key, self.model)
         for name in ("data", "journal"):
             found = disk.look((*place, name))
             if found is not None and (found.kind != "file" or disk.look((*place, "data")) is None):
@@ -179,9 +190,9 @@ class Staging:
         ground, root = self._ground, self._ground.root
         async with ground.changing(root):
             if await ground.do(root.disk.look, (*layout.PARTIAL, key, "data")) is not None:
-                if not key.startswith("sha256-"):
-                    await ground.note(root, (*layout.PARTIAL, key, "placed"), f"sha256-{digests.sha256}".encode())
-                await ground.do(root.place, key, digests.sha256, digests.size_bytes)
+                await ground.note(root, (*layout.PARTIAL, key, "placed"), f"sha256-{digests.sha256}".encode())
+                place = partial(root.place, key, digests.sha256, digests.size_bytes, anew=self._fresh)
+                await ground.do(place)
             elif not await ground.do(root.has_blob, digests.sha256, digests.size_bytes):
                 raise Unclear(f"what came of {file.path} is not there any more")
             if not self._closed and file.path not in self._have:
@@ -318,11 +329,10 @@ class Staging:
 
     def _discard(self, mine: list[str]) -> None:
         for file in self.listing.files:
-            key = self.key(file)
-            if self._ground.root.disk.look((*layout.PARTIAL, key)) is not None:
-                content = content_of(self._ground.root, key)
-                mine += [content] if content else []
-                self._clear_part(key)
+            self._parts.discard(key := self.key(file))
+            self._ground.parts.drop(key, id(self))
+            content = self._ground.parts.forget(self.model, key)
+            mine += [content] if content else []
         self._ground.root.release(mine, self._ground.held)
         folder = layout.model_folder(self.model)
         if self._ground.root.deletable and not self._ground.root.views(self.model):

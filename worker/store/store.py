@@ -25,11 +25,11 @@ from worker.store.errors import NotHere, ReadOnlyRoot
 from worker.store.ground import Ground
 from worker.store.hubcache import cached, hub_caches
 from worker.store.manifest import Copy, Manifest
-from worker.store.root import Root
+from worker.store.root import Root, content_of
 from worker.store.settings import StoreSettings
 from worker.store.space import Reservation
 from worker.store.staging import Installing, Staging, check_listing
-from worker.store.sweep import Sweep, Swept, content_of, retire
+from worker.store.sweep import Sweep, Swept, retire
 from worker.store.use import Use
 from worker.store.verifying import OnBytes, Verifier
 
@@ -107,7 +107,7 @@ class Store:
         troubles: list[SourceError] = []
         for root in self._roots:
             try:
-                self._found[root.disk.root] = await self._ground.do(root.scan)
+                self._found[root.disk.root] = await self._scanned(root)
             except SourceError as error:
                 troubles.append(error)
         found: dict[str, Copy] = {}
@@ -116,6 +116,20 @@ class Store:
         self._show(found)
         self.trouble = troubles[0].message if troubles else None
         return troubles
+
+    async def _scanned(self, root: Root) -> dict[str, Copy]:
+        """All copies of a root. What seems to be broken is looked at again once nobody changes anything: a blob may
+        just have come anew. Raises a `SourceError`."""
+        found = await self._ground.do(root.scan)
+        before = self._found.get(root.disk.root, {})
+        doubtful = [each for each in found.values() if each.broken and not _is_broken(before.get(each.model))]
+        if doubtful and root.writable:
+            async with self._ground.changing(root):
+                for model in (each.model for each in doubtful):
+                    del found[model]
+                    copy = await self._ground.do(root.copy, model)
+                    found |= {model: copy} if copy is not None else {}
+        return found
 
     @property
     def _roots(self) -> tuple[Root, ...]:
@@ -151,17 +165,20 @@ class Store:
         if not self._ground.root.writable:
             raise ReadOnlyRoot(f"{self._ground.root.disk.root} may not be changed by this node (its mode is ro)")
         await self._ground.do(self._ground.root.check)
-        found = {} if listing.in_place else await self._ground.do(self._known, listing, fresh)
-        return Staging(self._ground, model, listing, found, self._installed)
+        found = {} if listing.in_place else await self._ground.do(self._known, model, listing, fresh)
+        return Staging(self._ground, model, listing, found, self._installed, fresh=fresh)
 
-    def _known(self, listing: Listing, fresh: bool) -> dict[str, str]:
+    def _known(self, model: str, listing: Listing, fresh: bool) -> dict[str, str]:
+        """What is here, by path. Of a `fresh` one only what has come for it before it was interrupted."""
         root, found = self._ground.root, dict[str, str]()
         for file in listing.files:
             key = layout.partial_key(listing, file)
             known = content_of(root, key)
-            begun = root.disk.look((*layout.PARTIAL, key)) is not None
+            begun = root.disk.look((*layout.PARTIAL, key, "placed")) is not None
             if known and (begun or not fresh) and root.has_blob(known, file.size_bytes):
                 found[file.path] = known
+                if begun:
+                    self._ground.parts.mark(key, model)
         return found
 
     async def candidates(self, listing: Listing, file: RemoteFile) -> list[Path]:
@@ -233,6 +250,8 @@ class Store:
         freed = 0
         if self._ground.root.deletable:
             freed += await self._ground.whole(self._remove(self._ground.root, model, retain=retain))
+        elif self._ground.root.writable and not retain:
+            await self._ground.do(self._forget, model)
         for root in self._ground.shared:
             if root.deletable and await self._ground.do(root.copy, model) is not None:
                 freed += await self._ground.whole(self._remove(root, model, retain=retain))
@@ -261,7 +280,14 @@ class Store:
         root.throw(layout.model_folder(model))
         if not retain:
             root.disk.clear(layout.retained(model))
+            freed |= self._forget(model) if root is self._ground.root else set()
         return root.release(freed, self._ground.held)
+
+    def _forget(self, model: str) -> set[str]:
+        """Have the parts go that nobody else wants. Returns the contents that they stood for."""
+        parts = self._ground.parts
+        found = (parts.forget(model, key) for key in parts.wanted(model))
+        return {content for content in found if content is not None}
 
     # -- use ---------------------------------------------------------------------------------------------------------
     async def use(self, model: str) -> Use:
@@ -356,6 +382,10 @@ class Store:
 
     async def _evict(self, model: str) -> None:
         await self.remove(model)
+
+
+def _is_broken(copy: Copy | None) -> bool:
+    return copy is not None and bool(copy.broken)
 
 
 def _fields(swept: Swept) -> dict[str, int]:

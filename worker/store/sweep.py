@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from worker.store import layout
 from worker.store.disk import TEMPORARY, Entry, Place
-from worker.store.root import References, Root
+from worker.store.root import References, Root, content_of
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +100,7 @@ class Sweep:
                     self.swept.partials += 1
                     self._disk.clear(place)
                 else:
+                    self._temporaries(place)
                     kept |= self._content(entry)
             finally:
                 os.close(held)
@@ -137,17 +138,6 @@ def take_part(root: Root, key: str) -> int | None:
         return root.disk.lock((*layout.PARTIAL, key, "lock"))
     except OSError:
         return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-
-
-def content_of(root: Root, key: str) -> str | None:
-    """The SHA-256 of a part, if it is known: by its key, or because its content was placed."""
-    known = layout.blob_of(key)
-    if known is not None:
-        return known
-    place = (*layout.PARTIAL, key, "placed")
-    if root.disk.look(place) is None:
-        return None
-    return layout.blob_of(root.disk.read(place, 128).decode("ascii", "replace"))
 
 
 def retire(root: Root, model: str, in_use: Callable[[str, str], bool]) -> int:

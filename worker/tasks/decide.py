@@ -11,6 +11,15 @@
 | of another message           | any                             | ack, if that message is still in the stream   |
 | queued, running, retrying    | the same                        | claim, next epoch; `dead` after `TRIES` claims |
 
+What becomes of work that failed, where any node may do the task:
+
+| the failure    | another live node suits and is not `unable` | step                                                 |
+|----------------|---------------------------------------------|------------------------------------------------------|
+| the node's own | yes                                         | `queued`, this node is `unable`                      |
+| the node's own | no, and some node's may pass                | `retrying`, those nodes may again; `dead` at last    |
+| the node's own | no, and none may pass                       | `failed`, with each node's reason                    |
+| another        | any                                         | `retrying`, `dead` at last; `failed` if it cannot be |
+
 A message that comes again while its record says `running` is the proof that whoever ran it has said nothing for
 `ack_wait`. Whether a write may still be made is decided by the record's revision and epoch, never by a clock.
 """
@@ -21,6 +30,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from schemas.task import TRIES, TaskOp, TaskRecord, moved
+from worker.tasks import unable
 
 DECLINED_DELAY_S: Final = 2.0
 """Before a task that a node could not take is handed out again."""
@@ -31,6 +41,7 @@ PASSED_ON_DELAY_S: Final = 0.5
 RETRY_AFTER_S: Final = (2.0, 8.0, 30.0, 120.0)
 RETRY_MOST_S: Final = 300.0
 _REASON_CHARS: Final = 500
+_ERROR_CHARS: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +120,16 @@ class Failure:
     message: str
     retryable: bool
     retry_after_s: float | None = None
+    of_node: bool = False
+    """Another node may not meet it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a node does not begin. `own`: it is to be remembered of this node, for it cannot be seen from others."""
+
+    reason: str
+    own: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,39 +236,58 @@ def on_message_gone(record: TaskRecord, now: float) -> End:
     return End(moved(record, "cancelled", now, reason=why, delivery=None, next_retry_at=None))
 
 
-def on_declined(heard: Heard, stored: Stored | None, me: Me, reason: str, now: float, *, others: bool) -> Later | End:
+def on_declined(
+    heard: Heard, stored: Stored | None, me: Me, refusal: Refusal, now: float, *, others: bool
+) -> Later | End:
     """This node cannot take it. `others`: some other node that lives suits it, so this counts for nothing."""
     if stored is None or stored.record.ended:
         epoch = stored.record.epoch + 1 if stored else 1
         fresh = {"state": "queued", "attempts": 0, "holder": None}
         record = _fresh(heard, me, epoch, now).model_copy(update=fresh)
-    elif others and stored.record.state != "running":
+    elif others and not refusal.own and stored.record.state != "running":
         return Later(stored.record, PASSED_ON_DELAY_S)
     else:
         record = stored.record
     if record.state == "running":
         record = moved(record, "retrying", now)
-    said = f"{me.node} cannot take it: {reason}"[:_REASON_CHARS]
+    if refusal.own:
+        record = unable.with_one(record, me.node, refusal.reason, passing=True)
+    said = f"{me.node} cannot take it: {refusal.reason}"[:_REASON_CHARS]
     delay_s = PASSED_ON_DELAY_S if others else DECLINED_DELAY_S
     record = record.model_copy(
         update={"declined": record.declined + (not others), "reason": said, "next_retry_at": now + delay_s}
     )
     if record.declined >= TRIES:
-        return End(_given_up(record, f"no node could take it, {record.declined} tries; {said}", now))
-    return Later(record, delay_s)
+        why = unable.said(record) or said
+        return End(_given_up(record, f"no node could take it, {record.declined} tries; {why}", now))
+    return Later(record if others else unable.for_good(record), delay_s)
 
 
-def on_failure(record: TaskRecord, failure: Failure, dice: float, now: float) -> Later | End:
-    """The work failed. `dice` is in 0…1."""
-    error = failure.message[:_REASON_CHARS]
-    if not failure.retryable:
+def on_failure(record: TaskRecord, failure: Failure, dice: float, now: float, *, others: bool = False) -> Later | End:
+    """The work failed. `dice` is in 0…1; `others`: another live node suits, and has not said that it cannot."""
+    error, retryable = failure.message[:_REASON_CHARS], failure.retryable
+    if failure.of_node and record.node is not None:
+        record = unable.with_one(record, record.node, error, passing=retryable)
+        if others:
+            return _passed_on(record, error, now)
+        error = f"no node can do it: {unable.said(record)}" if len(record.unable) > 1 else error
+        retryable = any(each.passing for each in record.unable)
+    if not retryable:
         return End(moved(record, "failed", now, error=error, reason=None, next_retry_at=None))
     if record.attempts >= TRIES:
-        return End(_given_up(record, f"given up after {record.attempts} tries: {error}"[:_REASON_CHARS], now))
+        return End(_given_up(record, f"given up after {record.attempts} tries: {error}", now))
     step_s = RETRY_AFTER_S[min(record.attempts, len(RETRY_AFTER_S)) - 1] * (0.5 + 0.5 * dice)
     delay_s = min(max(step_s, failure.retry_after_s or 0.0), RETRY_MOST_S)
     changes = {"error": error, "reason": f"try {record.attempts} of {TRIES} failed", "next_retry_at": now + delay_s}
-    return Later(moved(record, "retrying", now, **changes), delay_s)
+    return Later(moved(unable.for_good(record), "retrying", now, **changes), delay_s)
+
+
+def _passed_on(record: TaskRecord, error: str, now: float) -> Later:
+    """It is for another node, and the try does not count."""
+    at = now + PASSED_ON_DELAY_S
+    reason = f"{record.node} cannot do it, another node may: {error}"[:_REASON_CHARS]
+    changes = {"attempts": record.attempts - 1, "error": None, "reason": reason, "next_retry_at": at, "progress": None}
+    return Later(moved(record, "queued", now, **changes), PASSED_ON_DELAY_S)
 
 
 def on_stop(record: TaskRecord, now: float) -> Later:
@@ -267,4 +307,4 @@ def on_cancelled(record: TaskRecord, now: float, why: str) -> End:
 
 
 def _given_up(record: TaskRecord, error: str, now: float) -> TaskRecord:
-    return moved(record, "dead", now, error=error[:_REASON_CHARS], reason=None, next_retry_at=None)
+    return moved(record, "dead", now, error=error[:_ERROR_CHARS], reason=None, next_retry_at=None)

@@ -8,6 +8,7 @@ from typing import Final, Protocol
 
 from schemas.errors import ModelNotFound, PunaError
 from schemas.model import CopyProgress, Wanted
+from schemas.subjects import LABEL_ENGINE, NO_ENGINE
 from schemas.task import (
     CancelTask,
     DeleteTask,
@@ -20,7 +21,7 @@ from schemas.task import (
 )
 from worker.sources import SourceError
 from worker.store.errors import Removed, Superseded
-from worker.tasks.decide import Failure
+from worker.tasks.decide import Failure, Refusal
 
 LOAD_LIMIT_S: Final = 1800.0
 """An engine that is not ready after so long has not been loaded."""
@@ -33,8 +34,10 @@ OnProgress = Callable[[CopyProgress], None]
 class Copies(Protocol):
     """The one owner of what this node does about models' files."""
 
-    async def ensure(self, want: Wanted, on_progress: OnProgress | None = None, *, again: bool = False) -> object:
-        """Have it."""
+    async def ensure(
+        self, want: Wanted, on_progress: OnProgress | None = None, *, again: bool = False, patient: bool = True
+    ) -> object:
+        """Have it. Not `patient`: what the node lacks is not waited for."""
         ...
 
     async def verify(self, model: str, on_progress: OnProgress | None = None) -> object:
@@ -136,30 +139,35 @@ class Effects:
     labels: Callable[[], Mapping[str, str]]
     knows: Callable[[str], None]
     """Whether a source can be read here. Raises `SourceError`."""
+    served_elsewhere: Callable[[Asked], Awaitable[bool]]
+    """Whether another node that lives suits a download, and can start engines of it."""
 
-    async def refusal(self, asked: Asked) -> str | None:
-        """Why this node cannot take the task, in words; another one may."""
+    async def refusal(self, asked: Asked) -> Refusal | None:
+        """Why this node cannot take the task; another one may."""
         task = asked.task
         if isinstance(task, DownloadTask):
-            return await self._download_refusal(task)
+            return await self._download_refusal(asked, task)
         if isinstance(task, VerifyTask) and task.model not in self.copies.states():
-            return f"it has no copy of {task.model}"
+            return Refusal(f"it has no copy of {task.model}")
         if isinstance(task, LoadTask) and not self.engines.serves(task.model):
-            return f"{task.model} is not one of its models"
+            return Refusal(f"{task.model} is not one of its models")
         if isinstance(task, UnloadTask) and not asked.named and not self.engines.of(task.model):
-            return f"it has no engine of {task.model}"
+            return Refusal(f"it has no engine of {task.model}")
         return None
 
-    async def _download_refusal(self, task: DownloadTask) -> str | None:
-        if not task.selector.holds(self.labels()):
-            return "its labels do not match the selector"
+    async def _download_refusal(self, asked: Asked, task: DownloadTask) -> Refusal | None:
+        labels = self.labels()
+        if not task.selector.holds(labels):
+            return Refusal("its labels do not match the selector")
+        if not asked.named and labels.get(LABEL_ENGINE) == NO_ENGINE and await self.served_elsewhere(asked):
+            return Refusal("it has no engine program, and other nodes have one")
         try:
             self.knows(task.source)
             await self.wishes.wanted(task.model)
         except SourceError as error:
-            return error.message
+            return Refusal(error.message, own=True)
         except WantedElsewhere as error:
-            return str(error)
+            return Refusal(str(error), own=True)
         return None
 
     async def perform(self, asked: Asked, on_progress: OnProgress) -> str | None:
@@ -169,7 +177,8 @@ class Effects:
         except (Removed, Superseded) as error:
             raise Stopped(error.message) from error
         except (SourceError, PunaError) as error:
-            failure = Failure(error.code, error.message, error.retryable, error.retry_after_s)
+            of_node = isinstance(error, SourceError) and error.of_node
+            failure = Failure(error.code, error.message, error.retryable, error.retry_after_s, of_node)
             raise TaskFailed(failure) from error
 
     async def _perform(self, asked: Asked, on_progress: OnProgress) -> str | None:
@@ -198,7 +207,7 @@ class Effects:
             raise TaskFailed(Failure("wanted_elsewhere", str(error), retryable=False)) from error
         wanted = recorded or Wanted.model_validate(task.model_dump(include=set(Wanted.model_fields)))
         again = asked.op == "download_override"
-        await self.copies.ensure(wanted, on_progress, again=again)
+        await self.copies.ensure(wanted, on_progress, again=again, patient=asked.named)
         return "as the model's record says" if recorded is not None else None
 
     async def _delete(self, task: DeleteTask, *, named: bool) -> str | None:

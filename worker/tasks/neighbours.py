@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
 from pydantic import ValidationError
@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from bus.kv import Bucket
 from schemas.errors import PunaError
 from schemas.node import Heartbeat
+from schemas.subjects import LABEL_ENGINE, NO_ENGINE
 from schemas.task import DownloadTask, LoadTask, UnloadTask
 from worker.tasks.effects import Asked
 
@@ -43,18 +44,31 @@ class Neighbours:
         """By node."""
         return {beat.node: beat.labels for beat in await self.beats()}
 
-    async def suit(self, asked: Asked) -> bool:
-        """Whether a node other than this one may take the task, as far as can be seen from here."""
-        others = [beat for beat in await self.beats() if beat.node != self._node]
+    async def suit(self, asked: Asked, outside: Collection[str] = ()) -> bool:
+        """Whether a node other than this one and those of `outside` may take the task, as far as can be seen from
+        here. Of the nodes that a download suits, those that can start engines count, if there are any."""
+        others = [beat for beat in await self.beats() if beat.node != self._node and beat.node not in outside]
         match asked.task:
             case DownloadTask() as task:
-                return any(task.selector.holds(beat.labels) for beat in others)
+                serving = await self._serving(task)
+                return any(beat in serving if serving else task.selector.holds(beat.labels) for beat in others)
             case LoadTask() as task:
                 return any(offer.model == task.model for beat in others for offer in beat.offers)
             case UnloadTask() as task:
                 return any(engine.model == task.model for beat in others for engine in beat.engines)
             case _:
                 return False
+
+    async def serve(self, asked: Asked) -> bool:
+        """Whether a node other than this one suits a download, and can start engines of it."""
+        found = await self._serving(asked.task) if isinstance(asked.task, DownloadTask) else ()
+        return any(beat.node != self._node for beat in found)
+
+    async def _serving(self, task: DownloadTask) -> Collection[Heartbeat]:
+        beats = await self.beats()
+        return [
+            beat for beat in beats if beat.labels.get(LABEL_ENGINE) != NO_ENGINE and task.selector.holds(beat.labels)
+        ]
 
 
 def _beat(raw: bytes) -> Heartbeat | None:

@@ -17,7 +17,7 @@ from worker.tasks.effects import Copies, Effects, Engines, Wishes
 from worker.tasks.inbox import TaskInbox
 from worker.tasks.neighbours import Neighbours
 from worker.tasks.records import Records
-from worker.tasks.runner import Runner
+from worker.tasks.runner import PROGRESS_S, Runner
 from worker.tasks.wishes import ModelWishes
 
 
@@ -38,6 +38,7 @@ def build_tasks(
     tell: Callable[..., None],
     capacity: int,
     ack_wait_s: float = TASK_ACK_WAIT_S,
+    progress_s: float = PROGRESS_S,
     wishes: Wishes | None = None,
 ) -> tuple[TaskInbox, Runner]:
     """The inbox to start, and the runner behind it."""
@@ -52,6 +53,7 @@ def build_tasks(
         cancel=Canceller(records, Queue(bus)).cancel,
         labels=labels,
         knows=source_is_known,
+        served_elsewhere=neighbours.serve,
     )
     runner = Runner(
         bus,
@@ -63,5 +65,6 @@ def build_tasks(
         ack_wait_s=ack_wait_s,
         others=neighbours.suit,
         tell=tell,
+        progress_s=progress_s,
     )
     return TaskInbox(bus, node, runner, ack_wait_s=ack_wait_s, repair=repair), runner

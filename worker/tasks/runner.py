@@ -12,7 +12,7 @@ import hashlib
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from functools import partial
 from typing import Any, Final, cast
 
@@ -24,9 +24,9 @@ from bus.kv import Entry
 from bus.watched import Tasks
 from schemas.errors import PunaError
 from schemas.task import TASK_KINDS, DeadTask, TaskOp, TaskRecord, derived_id, moved, read_task
-from worker.tasks import decide, letters
+from worker.tasks import decide, letters, unable
 from worker.tasks.cancelling import Queue
-from worker.tasks.decide import Claim, Clash, Done, Doubled, End, Failure, Heard, Later, Me, Stored
+from worker.tasks.decide import Claim, Clash, Done, Doubled, End, Failure, Heard, Later, Me, Refusal, Stored
 from worker.tasks.effects import HEAVY, Asked, Effects, Stopped, TaskFailed
 from worker.tasks.hand import keep, settle
 from worker.tasks.records import Fenced, Records, holds, stored_of
@@ -42,7 +42,8 @@ STOP_LIMIT_S: Final = 5.0
 
 
 class Runner:
-    """Owner of the tasks that run here. `others`: whether another node that lives suits a task."""
+    """Owner of the tasks that run here. `others`: whether another node that lives suits a task, those
+    left out that are named."""
 
     def __init__(
         self,
@@ -54,7 +55,7 @@ class Runner:
         tasks: Tasks,
         capacity: int,
         ack_wait_s: float,
-        others: Callable[[Asked], Awaitable[bool]],
+        others: Callable[[Asked, Collection[str]], Awaitable[bool]],
         tell: Callable[..., None],
         progress_s: float = PROGRESS_S,
         clock: Callable[[], float] = time.time,
@@ -66,6 +67,7 @@ class Runner:
         self._records = records
         self._queue = Queue(bus)
         self._tasks = tasks
+        self._capacity = capacity
         self._room = asyncio.Semaphore(capacity)
         self._sign_every_s = ack_wait_s / SIGNS_IN_ACK_WAIT
         self._progress_s = min(progress_s, self._sign_every_s)
@@ -199,7 +201,7 @@ class Runner:
         return mine
 
     async def _say_that_it_waits(self, heard: Heard) -> bool:
-        reason = f"{self._me.node} does {len(self._runs)} others first"
+        reason = f"{self._me.node} does {self._capacity} at once, and it waits for its turn"
         stored = await self._records.get(heard.task)
         record = decide.on_waiting(heard, stored, self._me, reason, self._clock())
         try:
@@ -248,10 +250,10 @@ class Runner:
                 await self._claim(step, heard, asked, job, stored)
 
     async def _claim(self, step: Claim, heard: Heard, asked: Asked, job: Job, stored: Stored | None) -> None:
-        reason = await self._effects.refusal(asked)
-        if reason is not None:
-            others = not asked.named and await self._others(asked)
-            declined = decide.on_declined(heard, stored, self._me, reason, self._clock(), others=others)
+        refusal = await self._refusal(asked, stored)
+        if refusal is not None:
+            others = await self._elsewhere(asked, stored)
+            declined = decide.on_declined(heard, stored, self._me, refusal, self._clock(), others=others)
             await self._end(declined, heard, job, stored)
             return
         run = Run(heard, asked, job, await self._records.claim(step.record, stored))
@@ -265,6 +267,15 @@ class Runner:
             del self._runs[heard.task]
             if not self._runs:
                 self._idle.set()
+
+    async def _refusal(self, asked: Asked, stored: Stored | None) -> Refusal | None:
+        reason = unable.reason_of(stored.record, self._me.node) if stored and not asked.named else None
+        return Refusal(reason) if reason is not None else await self._effects.refusal(asked)
+
+    async def _elsewhere(self, asked: Asked, stored: Stored | None) -> bool:
+        """Whether it may go on to another node."""
+        record = stored.record if stored is not None and not stored.record.ended else None
+        return not (asked.named or unable.full(record)) and await self._others(asked, unable.names(record))
 
     # -- working -----------------------------------------------------------------------------------------------------
     async def _work(self, run: Run) -> None:
@@ -286,7 +297,8 @@ class Runner:
         if run.why == "fenced":
             self._lost(run, attending)
         else:
-            await self._end(self._outcome(run), run.heard, run.job, run.stored)
+            others = _of_node(run.work) and await self._elsewhere(run.asked, run.stored)
+            await self._end(self._outcome(run, others=others), run.heard, run.job, run.stored)
 
     def _lost(self, run: Run, attending: asyncio.Future[None]) -> None:
         error = None if attending.cancelled() else attending.exception()
@@ -294,7 +306,7 @@ class Runner:
             raise error
         raise Fenced(f"task {run.heard.task} is another's")
 
-    def _outcome(self, run: Run) -> End | Later:
+    def _outcome(self, run: Run, *, others: bool) -> End | Later:
         record, now, work = run.stored.record, self._clock(), run.work
         if run.why == "stopping":
             return decide.on_stop(record, now)
@@ -307,7 +319,7 @@ class Runner:
             case Stopped():
                 return decide.on_cancelled(record, now, str(error))
             case TaskFailed():
-                return decide.on_failure(record, error.failure, self._dice(), now)
+                return decide.on_failure(record, error.failure, self._dice(), now, others=others)
             case _:
                 log.error("task_broken", exc_info=error, extra={"event": "task_broken", "task": record.task})
                 text = f"a fault in the worker ({type(error).__name__}); its log says where"
@@ -382,3 +394,9 @@ class Runner:
         return DeadTask(
             task=task, op=op, subject=job.subject, node=me, state=state, code=code, error=error, at=now, body=body
         )
+
+
+def _of_node(work: asyncio.Future[str | None]) -> bool:
+    """Whether work that has ended failed for a reason of this node's own."""
+    error = None if work.cancelled() else work.exception()
+    return isinstance(error, TaskFailed) and error.failure.of_node

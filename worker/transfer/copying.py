@@ -69,7 +69,7 @@ class _Copy:
         try:
             source = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
         except OSError as error:
-            raise NotThere(f"{path}: {error.strerror}") from error
+            raise NotThere(f"{path}: {error.strerror}", of_node=True) from error
         try:
             target = os.open(self._part.data, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
@@ -85,7 +85,7 @@ class _Copy:
     def _copied(self, source: int, target: int) -> Digests:
         found = os.fstat(source)
         if not stat.S_ISREG(found.st_mode):
-            raise NotThere(f"{self._file.path}: is no regular file")
+            raise NotThere(f"{self._file.path}: is no regular file", of_node=True)
         if self._file.size_bytes is not None and found.st_size != self._file.size_bytes:
             raise Changed(f"{self._file.path}: has {found.st_size} bytes, not {self._file.size_bytes}")
         digest = self._file.digest

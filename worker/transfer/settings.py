@@ -30,6 +30,11 @@ class DownloadSettings(BaseModel):
     most a two-hundredth of its own size."""
     download_retry: int = Field(default=3, ge=0, le=100)
     """Tries after the first, in a row and without progress; of a hub see `hf_max_retries`."""
+    download_timeout_s: float | None = Field(default=None, gt=0)
+    """For one model, all tries and waits together: then it is `Failed` with `download_timeout`. Unset: no limit, for a
+    download that goes on is left to go on; `stall_timeout_s` ends those that do not."""
+    progress_interval_s: float = Field(default=2.0, ge=0.1, le=300)
+    """How often a copy's record, and a task's, tells how far it is. A step is told at once."""
     retry_interval_s: float = Field(default=1.0, ge=0, le=300)
     """The mean of the first wait is half of this; each wait after it may be twice as long, up to 300 s."""
     hf_max_workers: int = Field(default=4, ge=1, le=64)

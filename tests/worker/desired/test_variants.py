@@ -77,7 +77,9 @@ def test_parts_of_one_gpu_count_as_that_one() -> None:
 
 def test_every_node_tells_what_its_hardware_is() -> None:
     cpu = gpu("AMD EPYC 7763", backend="cpu")
-    assert hardware_labels([cpu], "x86_64") == {"puna.shape": "CPU", "puna.backend": "cpu", "puna.arch": "x86_64"}
+    of_a_cpu = {"puna.shape": "CPU", "puna.backend": "cpu", "puna.arch": "x86_64", "puna.engine": "yes"}
+    assert hardware_labels([cpu], "x86_64") == of_a_cpu
+    assert hardware_labels([cpu], "x86_64", engine=False) == of_a_cpu | {"puna.engine": "no"}
     both = [cpu, gpu("Tesla T4"), gpu("Tesla T4", 1)]
     found = hardware_labels(both, "aarch64")
     assert (found["puna.shape"], found["puna.backend"]) == ("GPU.T4.2", "cuda")

@@ -78,6 +78,7 @@ class Member:
         self.told: list[tuple[str, dict[str, Any]]] = []
         self.bytes: list[int] = []
         self.copies: dict[str, Any] = {}
+        self.states: dict[str, Any] = {}
         self.tasks = Tasks()
         self.inner = Fetcher(DownloadSettings(**QUICK))
         for name in layout.FOLDERS:
@@ -88,7 +89,7 @@ class Member:
             PeerSettings(**({"answer_wait_s": 0.15, "stall_timeout_s": 0.5, "lease_s": 2.0} | settings)),
             self.inner,
             roots=(folder,),
-            shelf=Shelf(lambda: self.copies, dict, lambda: True),
+            shelf=Shelf(lambda: self.copies, lambda: self.states, lambda: True),
             advertise=None,
             tasks=self.tasks,
             tell=lambda kind, **facts: self.told.append((kind, facts)),
@@ -100,6 +101,7 @@ class Member:
         host, port = await self.server.start("127.0.0.1", 0)
         self.url = f"http://{host}:{port}"
         await self.peers.listens(host, port)
+        await self.bus.flush(5)
         return self
 
     async def stop(self) -> None:
@@ -145,7 +147,7 @@ class Member:
 
 
 def key_of(file: RemoteFile) -> str:
-    return layout.partial_key(Listing(parse_source(file.url), "one", (file,), file.path), file)
+    return layout.partial_key(Listing(parse_source("https://site/x"), "one", (file,), file.path), file)
 
 
 @pytest.fixture

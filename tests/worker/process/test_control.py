@@ -15,7 +15,7 @@ from nats.micro.service import ServiceInfo, ServicePing, ServiceStats
 MODEL = "org/fake-1.5:Q4"
 GROUP = "puna.infer.chat.org=2Ffake-1=2E5=3AQ4"
 VERBS = {"ping", "status", "inventory", "config", "logs", "cancel", "restart", "drain"}
-VERBS |= {"load", "unload", "explain", "engine-get"}
+VERBS |= {"load", "unload", "explain", "engine-get", "models", "check", "files", "health"}
 LONG = {"chunks": 10_000}
 
 

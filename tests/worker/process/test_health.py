@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
 import httpx2
+import pytest
 
 
 async def get(worker: Any, path: str) -> tuple[int, str]:
@@ -45,3 +47,20 @@ async def test_a_models_folder_that_went_away_is_told_and_its_return_too(
     assert (await get(worker, "/livez"))[0] == 200
     (tmp_path / "away").rename(root)
     assert await wait_until(ready, 30)
+
+
+async def test_the_service_manager_hears_of_the_start_of_life_and_of_the_end(
+    new_worker: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "n"))
+        manager.settimeout(20)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "n"))
+        monkeypatch.setenv("WATCHDOG_USEC", "300000")
+        worker = await new_worker()
+        assert [manager.recv(100), manager.recv(100), manager.recv(100)] == [b"READY=1", b"WATCHDOG=1", b"WATCHDOG=1"]
+        worker.terminate()
+        while (told := manager.recv(100)) == b"WATCHDOG=1":
+            pass
+        assert told.startswith(b"STOPPING=1\nEXTEND_TIMEOUT_USEC=")
+        assert await worker.ended() == 0

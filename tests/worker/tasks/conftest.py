@@ -119,6 +119,23 @@ class Site:
     async def until_done(self, *lines: str, timeout_s: float = 10.0) -> None:
         await until(lambda: set(lines) <= set(self.done()), timeout_s)
 
+    async def until_lines(self, count: int) -> None:
+        """So much was done."""
+        await until(lambda: len(self.done()) >= count)
+
+    async def until_progress(self, task: str, *, after_s: float) -> None:
+        """Its record tells progress that was made so long after now."""
+        end = time.time() + after_s
+
+        async def later() -> bool:
+            try:
+                entry = await self.records.get(task)
+            except PunaError:
+                return False
+            return entry is not None and entry.created_at > end and b'"running"' in entry.value
+
+        await until(later, after_s + 10)
+
     def go(self) -> None:
         """Let what holds end."""
         (self.folder / "go").touch()
@@ -171,11 +188,11 @@ async def new_node(connect: Any, site: Site) -> AsyncIterator[Callable[..., Awai
 class Process:
     """A node in a process of its own."""
 
-    def __init__(self, url: str, node: str, folder: Path) -> None:
+    def __init__(self, url: str, node: str, folder: Path, *more: str) -> None:
         environ = {**os.environ, "PYTHONPATH": str(ROOT)}
         with (folder / f"{node}.err").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", str(PROGRAM), url, node, str(folder)],
+                [sys.executable, "-P", str(PROGRAM), url, node, str(folder), *more],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -199,11 +216,11 @@ class Process:
 
 @pytest.fixture
 def new_process(nats_server: Any, tmp_path: Path) -> Iterator[Callable[..., Awaitable[Process]]]:
-    """Factory: `await new_process("n1")` → a node in a process of its own, started."""
+    """Factory: `await new_process("n1", ack_wait_s=2)` → a node in a process of its own, started."""
     made: list[Process] = []
 
-    async def make(node: str) -> Process:
-        made.append(Process(nats_server.url, node, tmp_path))
+    async def make(node: str, *, ack_wait_s: float = 2) -> Process:
+        made.append(Process(nats_server.url, node, tmp_path, str(ack_wait_s)))
         await made[-1].started()
         return made[-1]
 
