@@ -341,8 +341,8 @@ def _measured(tally: Tally, judge: Callable[[Path], str], path: Path, *, traced:
 def main() -> int:
     """Returns the exit status."""
     parser = argparse.ArgumentParser(description="Hostile headers of model files")
-    parser.add_argument("--count", type=int, default=100_000)
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--count", type=int, default=100_000, help="how many headers")
+    parser.add_argument("--seed", type=int, default=1, help="of the first one")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         try:

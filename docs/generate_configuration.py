@@ -35,6 +35,20 @@ A time is a number of seconds (`…_ms`: milliseconds), or has its unit: `15s`, 
 bytes, or `10M`, `200MB`, `8GiB`: powers of 1024, however it is written.
 """
 
+STORED = """## Settings of a node that are kept in NATS
+
+A worker looks for its node's id in the KV bucket `puna_config` when it starts. What is there, YAML or JSON as in its
+file, counts more than the file and less than the environment:
+
+```
+nats kv put puna_config gpu-1 '{"downloads": {"num_download_worker": 2, "bytes_per_s": "50M"}}'
+```
+
+Characters of the id outside `A-Z a-z 0-9 _ -` are written `=XX` in the key, as everywhere ([wire.md](wire.md)). `node`,
+`nats`, `http`, `models`, `secrets`, `state_dir`, and every path and secret can only be set on the node itself. If
+anything there is wrong or not allowed, nothing of it is taken: the worker starts as its file says, and its log has
+`stored_settings_refused` with the reason. `puna.node.<node>.config` tells the settings that are in force.
+"""
 OTHERS = """## Names of other node agents
 
 A worker's settings may stand at the top level of its file, or in `PUNA_…` variables, under the names that users of
@@ -56,7 +70,7 @@ def page() -> str:
     from gateway.settings import GatewaySettings
     from worker.settings import WorkerSettings
 
-    parts = [HEAD, "## Worker", table(WorkerSettings), "## Gateway", table(GatewaySettings), other_names()]
+    parts = [HEAD, "## Worker", table(WorkerSettings), "## Gateway", table(GatewaySettings), STORED, other_names()]
     return "\n".join(part.strip("\n") + "\n" for part in parts)
 
 

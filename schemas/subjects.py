@@ -65,6 +65,7 @@ _TOKEN = re.compile(r"(?:[A-Za-z0-9_-]|=[0-9A-F]{2})+")
 _NODE = re.compile(rf"[A-Za-z0-9](?:[A-Za-z0-9._-]{{0,{NODE_LIMIT_CHARS - 1}}})")
 _PREFIX = re.compile(r"[A-Za-z0-9_-]{1,32}")
 _ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
+_PLAIN_SUBJECT = re.compile(r"(?=.{1,255}\Z)[^\s.*>$][^\s.*>]*(?:\.[^\s.*>]+)*")
 
 
 def encode(name: str) -> str:
@@ -193,6 +194,13 @@ class Names:
         """Where the frames of one request go."""
         return f"{self.prefix}.reply.{gateway}.{stream}"
 
+    def may_answer_to(self, subject: str) -> bool:
+        """Whether a request may name the subject in `Puna-Reply`: a worker publishes there with rights that whoever
+        asks may not have, so neither the server's own subjects nor the fleet's."""
+        if not _PLAIN_SUBJECT.fullmatch(subject):
+            return False
+        return not subject.startswith(f"{self.prefix}.") or subject.startswith(f"{self.prefix}.reply.")
+
     def event(self, node: str, kind: str) -> str:
         """Where a node tells what happened."""
         return f"{self.prefix}.event.{encode(node)}.{kind}"
@@ -262,6 +270,7 @@ class Names:
             f"$KV.{self.bucket_copies}.*.{encode(node)}",
             *self._makes_streams(),
             *self._reads(*(f"KV_{each}" for each in self._followed), f"KV_{self.bucket_leases}"),
+            f"$JS.API.STREAM.MSG.GET.KV_{self.bucket_config}",
             f"$JS.API.CONSUMER.INFO.{self.stream_queue}.*",
             f"$JS.API.CONSUMER.CREATE.{self.stream_queue}.>",
             f"$JS.API.CONSUMER.MSG.NEXT.{self.stream_queue}.*",
@@ -287,7 +296,7 @@ class Names:
     def _makes_streams(self) -> tuple[str, ...]:
         """To look at all streams, and to have what was lost again."""
         streams = (self.stream_queue, self.stream_events, self.stream_tasks, self.stream_dead)
-        buckets = (*self._followed, self.bucket_leases)
+        buckets = (*self._followed, self.bucket_leases, self.bucket_config)
         names = (*streams, *(f"KV_{each}" for each in buckets), f"OBJ_{self.bucket_blobs}")
         return tuple(f"$JS.API.STREAM.{verb}.{name}" for name in names for verb in ("INFO", "CREATE", "UPDATE"))
 
@@ -406,6 +415,11 @@ class Names:
     def bucket_copies(self) -> str:
         """What is where: each node's copies."""
         return f"{self.prefix}_copies"
+
+    @property
+    def bucket_config(self) -> str:
+        """Settings of nodes, by node, that count more than their files."""
+        return f"{self.prefix}_config"
 
     @property
     def bucket_tasks(self) -> str:

@@ -36,6 +36,8 @@ DEAD_LIMIT_BYTES: Final = 64 << 20
 DEAD_MAX_AGE_S: Final = 30 * 86400.0
 RECORDS_LIMIT_BYTES: Final = 64 << 20
 """Of each of the buckets of tasks, models and copies."""
+CONFIG_LIMIT_BYTES: Final = 4 << 20
+"""Of the settings of nodes."""
 TASK_ENDED_TTL_S: Final = 7 * 86400.0
 """How long the record of a task that has ended is kept."""
 MODELS_HISTORY: Final = 8
@@ -248,6 +250,9 @@ def _records(names: Names, replicas: int) -> tuple[BucketSpec, ...]:
         BucketSpec(names.bucket_models, "file", history=MODELS_HISTORY, max_bytes=limit, replicas=replicas),
         BucketSpec(names.bucket_copies, "file", marker_ttl_s=60.0, max_bytes=limit, replicas=replicas),
         BucketSpec(names.bucket_tasks, "file", kept_s, marker_ttl_s=60.0, max_bytes=limit, replicas=replicas),
+        BucketSpec(
+            names.bucket_config, "file", history=MODELS_HISTORY, max_bytes=CONFIG_LIMIT_BYTES, replicas=replicas
+        ),
     )
 
 

@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from worker.enginespec import EngineBinary
     from worker.node import Node
     from worker.settings import WorkerSettings
+    from worker.storedsettings import Again
 
 FAILURE: Final = 1
 USAGE: Final = 2
@@ -82,10 +84,21 @@ def work(
     from web import logs, program
 
     logs.set_up(settings.log.level, settings.log.format)
+    _tell_idle(names)
+
+    def again(stored: Mapping[str, Any]) -> WorkerSettings:
+        from worker.settings import settings_from
+
+        return settings_from(config, os.environ, given, aliases(), stored)
+
+    raise SystemExit(program.run(_serve(settings, keys, parent_pid, again)))
+
+
+def _tell_idle(names: Aliases) -> None:
+    """Settings that were given and do nothing, each with the reason."""
     for name, reason in names.met_idle.items():
         facts = {"event": "setting_without_effect", "setting": name, "reason": reason}
         logging.getLogger(__name__).info("setting_without_effect", extra=facts)
-    raise SystemExit(program.run(_serve(settings, keys, parent_pid)))
 
 
 def _prepared(
@@ -124,16 +137,21 @@ def _give_up(message: str, code: int) -> NoReturn:
     raise SystemExit(code)
 
 
-async def _serve(settings: WorkerSettings, keys: Keyring, parent_pid: int | None) -> int:
+async def _serve(settings: WorkerSettings, keys: Keyring, parent_pid: int | None, again: Again) -> int:
     from bus.errors import BusDenied
     from schemas.errors import PunaError
+    from web import logs
     from web.collector import settle_memory
     from web.notify import Notifier
     from web.program import announce
     from worker.node import Node
+    from worker.storedsettings import with_stored
 
     ends, notifier = _Ends(settings.drain_s), Notifier.from_environ()
     try:
+        settings = await with_stored(settings, again)
+        logs.set_up(settings.log.level, settings.log.format)
+        ends.drain_s = settings.drain_s
         node = Node(settings, keys, await _found_engine(settings))
         await node.start()
         settle_memory()

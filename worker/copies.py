@@ -107,6 +107,9 @@ class Copies:
         self._touching: set[asyncio.Task[None]] = set()
         self.active = 0
         """Models that are being fetched."""
+        self.steps = 0
+        """Another number after each step and end of a fetch."""
+        self._meters: dict[str, Meter] = {}
 
     # -- lifetime ----------------------------------------------------------------------------------------------------
     def begin(self) -> None:
@@ -158,6 +161,11 @@ class Copies:
     def waiting(self) -> int:
         """Models that wait for their turn, or for the next try."""
         return sum(job.kind == "ensure" for job in self._jobs.values()) - self.active
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Other numbers whenever any fetch has come further."""
+        return self.steps, sum(meter.moves for meter in self._meters.values())
 
     def tell_all(self) -> None:
         """Publish every record again, for a bucket that was lost."""
@@ -324,10 +332,13 @@ class Copies:
     async def _turn(self, want: Wanted, meter: Meter, *, again: bool, attempt: int) -> Copy:
         async with self._slots:
             self.active += 1
+            self._meters[want.model] = meter
             try:
                 return await self._once(want, meter, again=again, attempt=attempt)
             finally:
                 self.active -= 1
+                self.steps += 1
+                self._meters.pop(want.model, None)
 
     async def _once(self, want: Wanted, meter: Meter, *, again: bool, attempt: int) -> Copy:
         begun_at = time.monotonic()
@@ -338,7 +349,7 @@ class Copies:
             self._choose(want),
             meter,
             find=self._find,
-            step=lambda phase: self._states.step(want, meter, phase, attempt),
+            step=lambda phase: self._step(want, meter, phase, attempt),
             protected=self._kept,
             evict=self._evict,
             discarded=lambda: want.model in self._discard,
@@ -348,6 +359,10 @@ class Copies:
         if copying.installed:
             self._watch.fetched(want.model, time.monotonic() - begun_at)
         return copy
+
+    def _step(self, want: Wanted, meter: Meter, phase: str, attempt: int) -> None:
+        self.steps += 1
+        self._states.step(want, meter, phase, attempt)
 
     def _count(self, model: str, error: SourceError) -> None:
         if isinstance(error, NeverFits):

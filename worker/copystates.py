@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager
 
-from schemas.model import CopyProgress, CopyRecord, Wanted
+from schemas.model import CopyProgress, CopyRecord, ModelRecord, Wanted
 from worker.copying import Listener
 from worker.sources import Corrupt, SourceError
 from worker.store.manifest import Copy
@@ -96,7 +96,8 @@ class CopyStates:
         if copy is not None and not copy.broken:
             self.records.ready(copy, **told)
         else:
-            self.records.move(want.model, "Failed", source=want.source, **told)
+            generation = want.generation if isinstance(want, ModelRecord) else None
+            self.records.move(want.model, "Failed", source=want.source, generation=generation, **told)
 
     # -- what there is -----------------------------------------------------------------------------------------------
     def settled(self, copy: Copy) -> None:

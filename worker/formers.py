@@ -104,6 +104,7 @@ class GoingBack:
         self._roster = roster
         self._wishes = wishes
         self._renewal = renewal
+        self._owed: set[str] = set()
         self.formers = Formers(parts.catalogue.entries, parts.catalogue.entry)
         roster.on_ready, roster.on_hopeless = self._ready, self._hopeless
 
@@ -120,15 +121,24 @@ class GoingBack:
         if self.formers.forgive(model):
             self._catalogue.replace(self.formers.served())
 
+    def coming(self, model: str) -> bool:
+        """Whether an engine of what the model has gone back to is still to get its place."""
+        if self._wishes.of(model) is None:
+            self._owed.discard(model)
+        return model in self._owed
+
     def told(self, offer: Offer) -> Offer:
-        """The offer, with the reason why it is not one of the newest files."""
-        reason = self.formers.reason(offer.model) if offer.reason is None else None
-        return offer if reason is None else offer.model_copy(update={"reason": reason})
+        """The offer, which says also why it is not one of the newest files."""
+        reason = self.formers.reason(offer.model)
+        if reason is None:
+            return offer
+        return offer.model_copy(update={"reason": f"{reason}; {offer.reason}" if offer.reason else reason})
 
     def _in_use(self, model: str) -> bool:
         return bool(self._roster.of(model)) or self._wishes.of(model) is not None
 
     def _ready(self, kept: Kept) -> None:
+        self._owed.discard(kept.model)
         entry = self._made_as(kept)
         if entry is not None:
             self.formers.prove(entry)
@@ -142,6 +152,7 @@ class GoingBack:
         self._parts.tell("model_went_back", model=kept.model, reason=reason)
         now = self._parts.clock()
         self._wishes.put(kept.model, kept.origin, now, now)
+        self._owed.add(kept.model)
         self._catalogue.replace(self.formers.served())
         return True
 

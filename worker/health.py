@@ -32,6 +32,8 @@ LATE_S: Final = 15.0
 """A look that takes longer than this has failed."""
 LAG_LIMIT_S: Final = 5.0
 """An event loop that is later than this does not answer requests in time."""
+STUCK_S: Final = 1800.0
+"""Downloads that are under way for so long, and nothing comes: longer than any wait that a source may ask for."""
 FREE_LEAST_BYTES: Final = 256 << 20
 """With less than this a disk is as good as full."""
 
@@ -108,6 +110,10 @@ class Shelves(Protocol):
         """Of its disk, as far as that is known."""
         ...
 
+    def idle_s(self) -> float:
+        """How long downloads are under way without that anything comes."""
+        ...
+
     async def look(self) -> None:
         """That the models' folder can be used. Raises a `SourceError`."""
         ...
@@ -155,6 +161,7 @@ class Health:
         return [
             Check("event_loop", late, "give the worker a processor of its own; the log has loop_late"),
             Check("parts", dead and f"{dead} has died", "start the worker again; the log has part_died"),
+            self._downloads(),
             self._memory(),
         ]
 
@@ -185,6 +192,13 @@ class Health:
         free = self._vital.shelves.free_bytes
         full = f"the disk of the models has {gib(free)} free" if free is not None and free < FREE_LEAST_BYTES else None
         return Check("disk", full, "delete models (puna rm), or set store.high_water_percent")
+
+    def _downloads(self) -> Check:
+        idle_s = self._vital.shelves.idle_s()
+        stuck = f"downloads are under way, and nothing has come for {idle_s:.0f} s" if idle_s > STUCK_S else None
+        return Check(
+            "downloads", stuck, "start the worker again: it goes on where they were; the log has file_download"
+        )
 
     def _memory(self) -> Check:
         limit, used = self._vital.memory_limit_bytes, self._process.memory_info().rss

@@ -17,7 +17,7 @@ from bus.connection import Bus, Message, Subscription
 from bus.job import Job
 from bus.message import error_headers
 from bus.watched import Tasks
-from schemas.errors import BusUnavailable, PunaError
+from schemas.errors import BusUnavailable, InvalidRequest, PunaError
 from schemas.frame import ERROR, encode_frame
 from schemas.openai import check_body, parse_object
 from schemas.request import RequestHead, head_of
@@ -137,9 +137,11 @@ class Inbox:
         job: Job | None,
     ) -> None:
         claim = Claim(job, self._clock())
-        answer_to = reply or (headers or {}).get(H_REPLY, "")
-        head: RequestHead | None = None
+        named, head = (headers or {}).get(H_REPLY, ""), None
+        answer_to = reply or (named if self._bus.names.may_answer_to(named) else "")
         try:
+            if named and named != answer_to and not self._bus.names.may_answer_to(named):
+                raise InvalidRequest("it must be an inbox, or under the fleet's reply subjects", param=H_REPLY)
             head = head_of(headers, op=op, reply=reply, request_id=self._fresh_id())
             lane = job.subject.rsplit(".", 2)[1] if job else INTERACTIVE
             arrival = Arrival(origin, head, decode(token), claim, job, answer_to, lane)

@@ -101,6 +101,9 @@ class Keeper:
 
     def starting(self, model: str) -> bool:
         """Whether an engine of the model is on its way."""
+        return self._back.coming(model) or self._placed(model)
+
+    def _placed(self, model: str) -> bool:
         return any(each.on_its_way for each in self._roster.of(model))
 
     def census(self) -> Census:
@@ -248,7 +251,7 @@ class Keeper:
 
     def _meet(self, wish: Wish, now: float) -> Iterable[str]:
         """Start what a plan allows. Else who should yield for it."""
-        if self.starting(wish.model) and not wish.devices:
+        if self._placed(wish.model) and not wish.devices:
             self._wishes.drop(wish.model)
             return ()
         plan = self.survey.plan(wish.model, wish.waited_s(now), wish.devices)

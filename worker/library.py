@@ -29,6 +29,7 @@ from worker.fitting import why_never
 from worker.keeper import Keeper
 from worker.labels import hardware_labels
 from worker.peers.copies import Shelf
+from worker.peers.metrics import PeerMetrics, UploadsNow
 from worker.peers.peers import Peers
 from worker.shelving import Shelving
 from worker.sources import Listing, Source, SourceError, find_source
@@ -99,6 +100,7 @@ class Library:
         self._inbox, self.runner = self._tasks(repair)
         self.shelf = self._shelving()
         here.metrics.add(CopiesNow(self.shelf))
+        here.metrics.add(UploadsNow(lambda: self.peers.uploads.active))
 
     def _among_peers(self) -> Peers:
         here, settings = self._here, self._here.settings
@@ -112,6 +114,7 @@ class Library:
             advertise=settings.http.advertise,
             tasks=here.tasks,
             tell=here.events.tell,
+            watch=PeerMetrics(here.metrics.registry),
         )
 
     def _copies(self) -> Copies:

@@ -31,7 +31,7 @@ class Roster:
         """Ids of engines that run and may yet be taken over."""
         self.closed = False
         self.on_ready: Callable[[Kept], None] = lambda _: None
-        self.on_hopeless: Callable[[Kept, str], bool] = lambda *_: False
+        self.on_hopeless: Callable[[Kept, str], bool] = _stays
         """Told of one that fails again and again. True: something else is served in its place, so it is to go."""
         self._parts = parts
         self._poke = poke
@@ -206,6 +206,10 @@ class Roster:
         """Wake whoever waits for a change."""
         stirred, self._stirred = self._stirred, asyncio.Event()
         stirred.set()
+
+
+def _stays(kept: Kept, reason: str) -> bool:
+    return False
 
 
 def _order(kept: Kept) -> tuple[int, str]:

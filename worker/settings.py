@@ -266,10 +266,14 @@ class WorkerSettings(Group):
 
 
 def settings_from(
-    config: Path | None, environ: Mapping[str, str], given: Mapping[str, Any], names: Aliases | None = None
+    config: Path | None,
+    environ: Mapping[str, str],
+    given: Mapping[str, Any],
+    names: Aliases | None = None,
+    stored: Mapping[str, Any] | None = None,
 ) -> WorkerSettings:
-    """Command line over environment over file over defaults. `names` are the other names of settings, and keep those
-    that were met and do nothing. Raises `ConfigError`, `InvalidRequest`, `OSError`."""
+    """Command line over environment over `stored` over file over defaults. `names` are the other names of settings, and
+    keep those that were met and do nothing. Raises `ConfigError`, `InvalidRequest`, `OSError`."""
     text = config.read_text(encoding="utf-8") if config else ""
     known = environment_of(environ)
     if environ.get("NODE_NAME"):
@@ -282,6 +286,7 @@ def settings_from(
         environ=known | dict(environ),
         overrides=given,
         aliases=names or aliases(),
+        stored=stored,
     )
 
 

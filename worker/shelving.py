@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 
 from schemas.model import CopyRecord
@@ -21,11 +22,15 @@ class Shelving:
         opened: Callable[[], bool],
         unusable: Callable[[], str | None],
         tasks_waiting: Callable[[], int],
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.room: Room | None = None
         """Of the models' folder."""
         self._store = store
         self._copies = copies
+        self._monotonic = monotonic
+        self._progress = copies.progress
+        self._moved_at = monotonic()
         self._opened = opened
         self._unusable = unusable
         self._tasks_waiting = tasks_waiting
@@ -50,6 +55,13 @@ class Shelving:
         if self._opened():
             await self._store.probe()
             self.room = await self._store.room()
+
+    def idle_s(self) -> float:
+        """How long models are being fetched already and nothing of any has come; 0 while none is."""
+        now, progress = self._monotonic(), self._copies.progress
+        if progress != self._progress or not self._copies.active:
+            self._progress, self._moved_at = progress, now
+        return now - self._moved_at
 
     @property
     def active(self) -> int:

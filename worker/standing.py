@@ -40,9 +40,10 @@ def standing(engines: Sequence[Engine], offer: Offer | None) -> Standing:
         return Standing("ready")
     if nearest is not None and nearest.state == "starting":
         return _starting(nearest)
-    if nearest is not None and nearest.state == "crashed" and not hopeless(nearest):
+    possible = offer is not None and not offer.never
+    if nearest is not None and not hopeless(nearest) and not (possible and _going(nearest)):
         return Standing("loading", nearest.reason)
-    if offer is not None and not offer.never:
+    if offer is not None and possible:
         return Standing("unloaded", None if offer.cost is not None else offer.reason, None, offer.load_seconds)
     reason = (nearest.reason if nearest is not None else None) or (offer.reason if offer is not None else None)
     return Standing("unavailable", reason or "no engine serves it")
@@ -51,6 +52,10 @@ def standing(engines: Sequence[Engine], offer: Offer | None) -> Standing:
 def hopeless(engine: Engine) -> bool:
     """Whether it will not come up by itself soon."""
     return engine.state == "crashed" and (engine.unfit or engine.breaker_open or engine.next_retry_at is None)
+
+
+def _going(engine: Engine) -> bool:
+    return engine.state == "stopping" or engine.yielding
 
 
 def _starting(engine: Engine) -> Standing:

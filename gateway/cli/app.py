@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from gateway.cli.target import Target
     from schemas.errors import PunaError
 
+_WHERE: Final = (
+    "Start a fleet with `puna up`, or say where NATS is with --nats URL or NATS_URL.\n"
+    "For a fleet that was started with --state-dir, set PUNA_STATE_DIR to that folder."
+)
 _EPILOG: Final = "Exit codes: " + " · ".join(f"{code} {meaning}" for code, meaning in MEANINGS.items())
 _PASS_ON: Final[dict[str, Any]] = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
@@ -62,7 +66,7 @@ def _told(error: CliError | PunaError) -> int:
     code = code_of(error)
     print(f"puna: {error.message}", file=sys.stderr)
     if code == MISSING and not isinstance(error, CliError):
-        print("Start a fleet with `puna up`, or say where NATS is with --nats URL or NATS_URL.", file=sys.stderr)
+        print(_WHERE, file=sys.stderr)
     return code
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from gateway.cli.children import Child
+from gateway.cli.folders import default_state_dir
 from gateway.cli.tables import Row, engine_rows
 from schemas.node import Heartbeat
 
@@ -44,6 +46,8 @@ def banner(facts: Facts) -> str:
     """What a person needs first: the address, a curl line and a Python program that work as printed."""
     url = next(iter(facts.gateways))
     more = "".join(f"          {other}/v1\n" for other in list(facts.gateways)[1:])
+    elsewhere = f"export PUNA_STATE_DIR={shlex.quote(str(facts.state_dir))}; "
+    where = "" if facts.state_dir == default_state_dir() else elsewhere
     return f"""
 Puna is up: {url}/v1   model: {facts.model}
 {more}
@@ -62,7 +66,7 @@ for chunk in client.chat.completions.create(
 ):
     print(chunk.choices[0].delta.content or "", end="", flush=True)
 
-# or here: puna run {facts.model} "{_QUESTION}"; puna ps; puna nodes; puna doctor
+# or here: {where}puna run {facts.model} "{_QUESTION}"; puna ps; puna pull SOURCE; puna doctor
 # state and logs: {facts.state_dir}   Ctrl-C ends everything
 """
 

@@ -7,13 +7,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from gateway.cli.children import Child
-from gateway.cli.tables import engine_rows, model_rows, node_rows
+from gateway.cli.tables import NODE_WIDE, engine_rows, model_rows, node_rows
 from gateway.cli.upview import Facts, all_ready, banner, changes, facts_json, fleet_rows
 from gateway.fleet import Roster
 from gateway.models import listing
 from gateway.shelf import Shelf
 from gateway.view import Moment
-from schemas.node import Device, Engine, Heartbeat
+from schemas.node import Device, Engine, Heartbeat, Pressure
 
 NOW = 1_000_000.0
 
@@ -64,6 +64,16 @@ def test_nodes_show_their_devices() -> None:
     device = Device(device="cpu:0", backend="cpu", name="x86", memory_total_bytes=8, memory_free_bytes=4_000_000_000)
     [row] = node_rows([beat("a", engine(), devices=(device,))], NOW)
     assert (row["devices"], row["memory free"], row["since"]) == ("cpu:0 (x86)", "4.0 GB", "2h")
+
+
+def test_wide_rows_of_nodes_tell_of_host_engine_and_speed() -> None:
+    told = {"host": "gpu-box", "engine_program": "llama-server", "engine_build": "b6000"}
+    one = beat("a", engine()).model_copy(update={**told, "pressure": Pressure(tokens_per_s=41.25)})
+    [row] = node_rows([one], NOW)
+    assert (row["host"], row["engine"], row["tokens/s"]) == ("gpu-box", "llama-server b6000", "41.2")
+    assert {"host", "engine", "tokens/s"} <= set(NODE_WIDE)
+    [bare] = node_rows([beat("b")], NOW)
+    assert (bare["host"], bare["engine"], bare["tokens/s"]) == ("-", "-", "0.0")
 
 
 def test_a_dead_worker_is_gone_though_its_last_heartbeat_is_still_there() -> None:

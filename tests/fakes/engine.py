@@ -19,6 +19,7 @@ Beside llama-server's flags (unknown ones are ignored):
     --spawn-child         start a child that lives on   --say TEXT             print TEXT to stderr at start
     --log-requests        print request bodies to stderr, as an engine's error messages may
     --hold-mib N          take so much memory
+A model whose file says `does not load` ends it before loading.
 On SIGUSR1 it goes deaf: connections are taken, and nothing is answered any more.
 """
 
@@ -294,6 +295,13 @@ def die(code: int) -> None:
     os._exit(code)
 
 
+def _is_spoilt(path: str) -> bool:
+    if not os.path.isfile(path):
+        return False
+    with open(path, "rb") as file:
+        return b"does not load" in file.read(1 << 16)
+
+
 async def main(options: dict[str, str]) -> None:
     loop = asyncio.get_running_loop()
     over = asyncio.Event()
@@ -306,7 +314,7 @@ async def main(options: dict[str, str]) -> None:
         print(options["say"], file=sys.stderr, flush=True)
     if "spawn-child" in options:
         subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
-    if "die-at-start" in options:
+    if "die-at-start" in options or _is_spoilt(options.get("model", "")):
         die(int(options.get("exit-code", "1")))
     engine = Engine(options)
     loop.add_signal_handler(signal.SIGUSR1, lambda: setattr(engine, "deaf", True))

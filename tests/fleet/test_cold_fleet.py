@@ -174,3 +174,22 @@ async def test_an_engine_that_crashes_while_it_loads_is_started_elsewhere(cold, 
     assert answer.choices[0].message.content
     assert len(cold.events("ready", group=1)) == 1
     assert not cold.events("ready", group=0)
+
+
+async def test_a_worker_killed_under_load_with_two_models_loses_nothing(cold, client) -> None:
+    """Both engines that have the work are its own; they are gone with it, and so are the claims of what it held."""
+    models = ("a", "b")
+    await cold.nodes(2, [*models])
+    await cold.gateway()
+    one = client()
+    await asyncio.gather(*(ask(one, model, 1000 + number) for number, model in enumerate(models)))
+    await cold.nodes(2, [*models])
+    asked = [asyncio.ensure_future(ask(one, models[number % 2], number, tokens=400)) for number in range(24)]
+    await cold.until(lambda: {line["model"] for line in cold.events("begin", group=0)[2:]} == {*models})
+    cold.groups[0].kill()
+    answers = await asyncio.gather(*asked)
+    assert [each.model for each in answers] == [models[number % 2] for number in range(24)]
+    assert all(each.choices[0].message.content for each in answers)
+    ends = [line["number"] for line in cold.events("end") if line["number"] < 1000]
+    assert set(ends) == set(range(24))
+    assert {line["model"] for line in cold.events("end", group=1)} == {*models}, "who lived took over"

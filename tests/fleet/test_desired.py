@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ STOP_S = 1.0
 """Typically 0.02 to 0.08 s; a busy machine may take longer."""
 ENGINE = ROOT / "tests" / "fakes" / "engine.py"
 GRACE_S = 1.0
+ONE = {"labels": {"zone": "one"}}
 SLOW_BYTES_PER_S = 2 << 20
 
 
@@ -66,7 +67,7 @@ class Wanted:
             } | settings
             told["downloads"] = {"startup_stagger_max_s": 0} | settings.get("downloads", {})
             told["desired"] = {"node_gone_grace_s": GRACE_S, "tombstone_s": 0.5} | settings.get("desired", {})
-            told["store"] = {"reserved_disk_bytes": 0}
+            told["store"] = {"reserved_disk_bytes": 0} | settings.get("store", {})
             config.write_text(json.dumps(told))
         url = self.server.url.replace("://", f"://{WORKER}@") if self.restricted else self.server.url
         argv = ["-m", "worker", "--config", str(config), "--nats", url, "--node", node]
@@ -89,10 +90,10 @@ class Wanted:
     def state(self, node: str) -> Path:
         return self.folder / node
 
-    def logged(self, node: str, event: str) -> list[dict[str, Any]]:
+    def logged(self, node: str, event: str, model: str) -> list[dict[str, Any]]:
         lines = (self.folder / f"{node}.log").read_text(errors="replace").splitlines()
         found = [json.loads(line) for line in lines if line.startswith("{")]
-        return [line for line in found if line.get("event") == event]
+        return [line for line in found if (line.get("event"), line.get("model")) == (event, model)]
 
     async def joined(self, *nodes: str) -> None:
         """Until all are in the fleet."""
@@ -115,10 +116,14 @@ class Wanted:
         nodes = {path.name for path in self.folder.iterdir() if (path / "models").is_dir()}
         return {node for node in nodes if self.has(node, model)}
 
-    def litter(self, node: str) -> list[str]:
-        """Files of models, whole or in part."""
+    def litter(self, node: str, model: str) -> list[str]:
+        """Files of a model, and of models in part, and contents that no copy has."""
         root = self.state(node) / "models"
-        return [str(path) for part in ("blobs", "partial", "models") for path in (root / part).rglob("*")]
+        notes = [json.loads(path.read_bytes()) for path in root.glob("models/*/current/manifest.json")]
+        needed = {f"sha256-{file['sha256']}" for note in notes for file in note["files"]}
+        blobs = [path for path in (root / "blobs").iterdir() if path.name not in needed]
+        rest = [*(root / "partial").rglob("*"), *(root / "models").glob(model), *root.glob(f"desired/{node}/{model}.*")]
+        return [str(path) for path in (*blobs, *rest)]
 
     # -- records
     async def bus(self) -> Bus:
@@ -132,6 +137,7 @@ class Wanted:
     async def close(self) -> None:
         if self._bus is not None:
             await self._bus.close()
+            self._bus = None
 
     async def task(self, op: str, **body: Any) -> None:
         """As `nats pub puna.task.<op>` does."""
@@ -176,8 +182,8 @@ class Wanted:
             return {}
         return {key: CopyRecord.model_validate_json(entry.value) for key, entry in entries.items()}
 
-    async def states(self) -> dict[str, str]:
-        return {key: record.state for key, record in (await self.copies()).items()}
+    async def states(self, model: str) -> dict[str, str]:
+        return {record.node: record.state for record in (await self.copies()).values() if record.model == model}
 
     def model(self, name: str, size: int = 20_000) -> Path:
         return self.write_model(self.folder / f"{name}.gguf", {"general.name": name, "x": "y" * size})
@@ -204,23 +210,49 @@ async def site(tmp_path: Path, new_nats_server: Any, write_model: Callable[..., 
     await site.close()
 
 
+SMALL_BYTES = 60_000
+"""What node c may have of models."""
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory, fake: Callable[[str], Any]) -> Iterator[Wanted]:
+    """The workers a, b and c, for tests that have models of their own."""
+    folder = tmp_path_factory.mktemp("fleet")
+    server = fake("natsd").NatsServer(folder / "nats")
+    server.start()
+    (folder / "nodes").mkdir()
+    site = Wanted(folder / "nodes", server, fake("gguf").write)
+    yield site
+    site.stop()
+    server.kill()
+
+
+@pytest.fixture
+async def three(shared: Wanted) -> AsyncIterator[Wanted]:
+    """All three of them run."""
+    for node, zone in (("a", "one"), ("b", "one"), ("c", "two")):
+        if node not in shared.workers:
+            shared.start(node, {"zone": zone}, store={"budget_bytes": SMALL_BYTES} if node == "c" else {})
+    await shared.joined("a", "b", "c")
+    yield shared
+    await shared.close()
+
+
 def rendezvous(model: str, nodes: list[str], copies: int) -> set[str]:
     return set(holders(model, [(node, 0) for node in nodes], copies))
 
 
 async def test_copies_come_where_the_record_wants_them_follow_it_and_come_again_to_a_disk_that_was_wiped(
-    site: Wanted,
+    three: Wanted,
 ) -> None:
-    for node, zone in (("a", "one"), ("b", "one"), ("c", "two")):
-        site.start(node, {"zone": zone})
+    site = three
     await site.apply("m", file=site.model("m"), placement={"copies": "all", "selector": {"labels": {"zone": "one"}}})
     await until(lambda: site.who_has("m") == {"a", "b"})
-    await until(lambda: site.states())
+    await until(lambda: site.states("m"))
     await site.apply("m", placement={"copies": "all", "selector": {"labels": {"zone": "two"}}})
     await until(lambda: site.who_has("m") == {"c"}, say=lambda: site.who_has("m"))
-    assert not site.litter("a")
-    states = site.states
-    await until(lambda: _equals(states, {"m.c": "Ready"}))
+    await until(lambda: not site.litter("a", "m"))
+    await until(lambda: _equals(site.states("m"), {"c": "Ready"}))
     nodes = ["a", "b", "c"]
     for copies, expected in ((1, rendezvous("m", nodes, 1)), (0, set[str]()), (2, rendezvous("m", nodes, 2))):
         await site.apply("m", placement={"copies": copies})
@@ -234,29 +266,38 @@ async def test_copies_come_where_the_record_wants_them_follow_it_and_come_again_
     await until(lambda: site.who_has("m") == {"c"})
 
 
-async def _equals(get: Callable[[], Any], expected: Any) -> bool:
-    return await get() == expected
+async def _equals(asked: Awaitable[Any], expected: Any) -> bool:
+    return await asked == expected
 
 
-async def test_a_node_that_dies_is_replaced_only_after_the_grace(site: Wanted) -> None:
-    nodes = ["a", "b", "c"]
-    for node in nodes:
-        site.start(node)
-    await site.joined(*nodes)
-    await site.apply("m", file=site.model("m"), placement={"copies": 2})
-    first = rendezvous("m", nodes, 2)
-    await until(lambda: site.who_has("m") == first, say=lambda: (site.who_has("m"), first))
+async def test_a_node_that_dies_is_replaced_only_after_the_grace(three: Wanted) -> None:
+    site, nodes = three, ["a", "b", "c"]
+    await site.apply("g", file=site.model("g"), placement={"copies": 2})
+    first = rendezvous("g", nodes, 2)
+    await until(lambda: site.who_has("g") == first, say=lambda: (site.who_has("g"), first))
     dead = min(first)
     died_at = time.time()
     site.kill(dead)
     [third] = set(nodes) - first
-    await until(lambda: site.has(third, "m"))
-    [fetched] = await until(lambda: site.logged(third, "copy_installed"))
+    await until(lambda: site.has(third, "g"))
+    [fetched] = await until(lambda: site.logged(third, "copy_installed", "g"))
     gone = datetime.fromisoformat(fetched["time"]).timestamp() - died_at
     assert gone > GRACE_S, f"fetched {gone} s after another node died"
     site.start(dead)
-    await until(lambda: not site.has(third, "m"), say=lambda: site.who_has("m"))
-    assert site.who_has("m") == first
+    await until(lambda: not site.has(third, "g"), say=lambda: site.who_has("g"))
+    assert site.who_has("g") == first
+
+
+async def test_the_next_node_takes_the_share_of_one_that_has_no_room_until_it_has(three: Wanted) -> None:
+    site, nodes = three, ["a", "b", "c"]
+    model = next(name for name in (f"r{n}" for n in range(99)) if rendezvous(name, nodes, 1) == {"c"})
+    [second] = rendezvous(model, nodes, 2) - {"c"}
+    await site.apply(model, file=site.model(model, 2 * SMALL_BYTES), placement={"copies": 1})
+    await until(lambda: site.who_has(model) == {second}, say=lambda: site.who_has(model))
+    record = (await site.copies())[f"{model}.c"]
+    assert (record.error, record.generation) == ("no_space", 1)
+    await site.apply(model, file=site.model(f"{model}-small", 100))
+    await until(lambda: site.who_has(model) == {"c"}, say=lambda: site.who_has(model))
 
 
 async def test_records_come_back_from_the_disks_of_the_nodes_when_the_server_lost_everything(site: Wanted) -> None:
@@ -306,48 +347,44 @@ def _noted(site: Wanted, model: str, generation: int, *nodes: str) -> bool:
 
 
 async def test_a_record_that_was_deleted_while_a_node_was_away_takes_its_copy_and_not_those_of_tasks(
-    site: Wanted,
+    three: Wanted,
 ) -> None:
-    for node in ("a", "b"):
-        site.start(node)
-    await site.joined("a", "b")
-    await site.apply("m", file=site.model("m"), placement={"copies": "all"})
-    await until(lambda: site.who_has("m") == {"a", "b"})
+    site = three
+    await site.apply("d", file=site.model("d"), placement={"copies": "all", "selector": ONE})
+    await until(lambda: site.who_has("d") == {"a", "b"})
     await site.task("download.b", model="own", source=f"file://{site.model('own')}")
     await until(lambda: site.who_has("own") == {"b"})
-    await until(lambda: _noted(site, "m", 1))
+    await until(lambda: _noted(site, "d", 1))
     site.kill("b")
-    await Bucket(await site.bus(), "puna_models").delete("m")
-    await until(lambda: site.who_has("m") == {"b"})
+    await Bucket(await site.bus(), "puna_models").delete("d")
+    await until(lambda: site.who_has("d") == {"b"})
     site.server.restart()  # kill -9: the bucket is the same one afterwards
     site.start("b")
-    await until(lambda: not site.who_has("m"))
+    await until(lambda: not site.who_has("d"))
     assert site.who_has("own") == {"b"}
-    assert await site.record("m") is None
+    assert await site.record("d") is None
     await site.task("delete", model="own")
     await until(lambda: not site.who_has("own"))
     await until(lambda: _no_record(site, "own"))
 
 
 @pytest.fixture
-def files(site: Wanted) -> Iterator[Any]:
+def files(three: Wanted) -> Iterator[Any]:
     """A web server of the site's files, which can be made slow."""
     spec = importlib.util.spec_from_file_location("fakes_started_", ROOT / "tests" / "fakes" / "started.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    server = module.Started("fileserver.py", site.folder)
+    server = module.Started("fileserver.py", three.folder)
     yield server
     server.stop()
 
 
-async def test_a_delete_of_everything_stops_a_transfer_at_once_and_leaves_nothing(site: Wanted, files: Any) -> None:
-    site.start("a")
-    site.start("b")
-    await site.joined("a", "b")
+async def test_a_delete_of_everything_stops_a_transfer_at_once_and_leaves_nothing(three: Wanted, files: Any) -> None:
+    site = three
     file = site.model("big", 48 << 20)
     files.fault("throttle", bytes_per_s=SLOW_BYTES_PER_S)
-    await site.apply("big", file=f"{files.url}/{file.name}", placement={"copies": "all"})
+    await site.apply("big", file=f"{files.url}/{file.name}", placement={"copies": "all", "selector": ONE})
     for node in ("a", "b"):
         partial = site.state(node) / "models" / "partial"
         await until(lambda partial=partial: any(path.stat().st_size for path in partial.glob("*/data")))
@@ -356,15 +393,14 @@ async def test_a_delete_of_everything_stops_a_transfer_at_once_and_leaves_nothin
     assert record.deleting
     written_at = await site.written_at("big")
     for node in ("a", "b"):
-        await until(lambda node=node: not site.litter(node), say=lambda node=node: site.litter(node))
-        [removal] = await until(lambda node=node: site.logged(node, "desired_remove"))
+        await until(lambda node=node: not site.litter(node, "big"), say=lambda node=node: site.litter(node, "big"))
+        [removal] = await until(lambda node=node: site.logged(node, "desired_remove", "big"))
         assert removal["reason"] == "it was deleted"
-        [gone] = await until(lambda node=node: site.logged(node, "copy_removed"))
+        [gone] = await until(lambda node=node: site.logged(node, "copy_removed", "big"))
         took_s = datetime.fromisoformat(gone["time"]).timestamp() - written_at
         assert took_s < STOP_S, f"the transfer was stopped and its files were gone after {took_s} s"
     await until(lambda: _no_record(site, "big"))
-    assert await site.states() == {}
-    assert all(not list((site.state(node) / "models" / "desired").rglob("*.json")) for node in ("a", "b"))
+    assert await site.states("big") == {}
 
 
 async def _buried(site: Wanted, model: str) -> ModelRecord | None:

@@ -1,4 +1,8 @@
-"""Nodes that are told to hold the same model: real workers, one source that counts what it sends."""
+"""Nodes that are told to hold the same model: real workers, one source that counts what it sends.
+
+The tests share one herd of workers: each has a model of its own, and looks at what is told of that one. A worker that a
+test has killed is started again for the next one that needs so many.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ import os
 import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -21,8 +26,9 @@ import pytest
 pytestmark = [pytest.mark.fleet]
 
 ROOT = Path(__file__).parents[2]
+ENGINE = ROOT / "tests" / "fakes" / "engine.py"
 MB = 1 << 20
-SIZE = 20 * MB
+SIZE = 16 * MB
 ENDED = ("done", "failed", "dead", "cancelled")
 
 
@@ -36,27 +42,28 @@ def _fake(name: str) -> ModuleType:
 
 
 class Herd:
-    """Workers `n0`, `n1`… on one NATS, and the source."""
+    """Workers `n0`, which has an engine, `n1`… on one NATS, and the source."""
 
-    def __init__(self, folder: Path, nats_url: str, client: Any, source: Any) -> None:
+    def __init__(self, folder: Path, nats_url: str, source: Any) -> None:
         self.folder = folder
         self.nats_url = nats_url
-        self.client = client
         self.source = source
-        self.content = os.urandom(SIZE)
-        self.sha256 = hashlib.sha256(self.content).hexdigest()
-        self.workers: dict[str, subprocess.Popen[bytes]] = {}
-        (folder / "site" / "model.gguf").write_bytes(self.content)
+        self.urls: dict[str, str] = {}
+        self._workers: dict[str, subprocess.Popen[bytes]] = {}
 
-    async def start(self, *nodes: str, **settings: Any) -> None:
-        """Start workers, all at once, and wait until they can take tasks."""
-        for node in nodes:
-            self._start(node, settings)
-        for node in nodes:
-            line = await asyncio.to_thread(self.workers[node].stdout.readline)  # type: ignore[union-attr]
+    def need(self, count: int) -> list[str]:
+        """So many nodes, started if need be, all at once, that can take tasks."""
+        nodes = [f"n{number}" for number in range(count)]
+        new = [node for node in nodes if node not in self._workers]
+        for node in new:
+            self._start(node)
+        for node in new:
+            line = self._workers[node].stdout.readline()  # type: ignore[union-attr]
             assert line, self.log(node)
+            self.urls[node] = json.loads(line)["http"]
+        return nodes
 
-    def _start(self, node: str, settings: dict[str, Any]) -> None:
+    def _start(self, node: str) -> None:
         home = self.folder / node
         home.mkdir(exist_ok=True)
         told: dict[str, Any] = {
@@ -64,97 +71,129 @@ class Herd:
             "nats": {"url": self.nats_url},
             "state_dir": str(home / "state"),
             "http": {"listen": "127.0.0.1:0"},
+            "accelerators": {"allow": ["cpu"]},
             "store": {"reserved_disk_bytes": 0, "use_hub_cache": False},
             "downloads": {"startup_stagger_max_s": 0, "retry_interval_s": 0.1},
             "peers": {"lease_s": 2},
             "log": {"format": "json"},
         }
-        (home / "worker.json").write_text(json.dumps(told | settings))
+        told |= {"engine": {"path": str(ENGINE)}} if node == "n0" else {}
+        (home / "worker.json").write_text(json.dumps(told))
         environ = {name: value for name, value in os.environ.items() if not name.startswith(("PUNA_", "NATS_"))}
+        argv = [sys.executable, "-m", "worker", "--config", str(home / "worker.json")]
         with (home / "log").open("ab") as log:
-            self.workers[node] = subprocess.Popen(
-                [sys.executable, "-m", "worker", "--config", str(home / "worker.json")],
-                stdout=subprocess.PIPE,
-                stderr=log,
-                cwd=ROOT,
-                env=environ,
-            )
+            self._workers[node] = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=log, cwd=ROOT, env=environ)
 
-    async def tell(self, *nodes: str, digest: bool = True) -> None:
-        """Tell nodes to hold the model."""
-        body = {"model": "m", "source": f"{self.source.origins['files']}/model.gguf", "skip_parsing": True}
-        if digest:
-            body["checksums"] = {"*": f"sha256:{self.sha256}"}
+    def kill(self, node: str) -> None:
+        worker = self._workers.pop(node)
+        worker.kill()
+        worker.wait()
+
+    def signal(self, node: str, number: signal.Signals) -> None:
+        self._workers[node].send_signal(number)
+
+    def stop(self) -> None:
+        for worker in self._workers.values():
+            worker.send_signal(signal.SIGCONT)
+            worker.terminate()
+        for worker in self._workers.values():
+            worker.wait(30)
+
+    def log(self, node: str) -> str:
+        return (self.folder / node / "log").read_text()
+
+    def counted(self, node: str, series: str) -> float:
+        """A value of its metrics."""
+        with urllib.request.urlopen(f"{self.urls[node]}/metrics") as answer:
+            lines = answer.read().decode().splitlines()
+        return next(float(line.split()[-1]) for line in lines if line.startswith(f"{series} "))
+
+
+class Model:
+    """A file of random bytes at the source, and what the nodes do about it."""
+
+    def __init__(self, herd: Herd, client: Any, name: str) -> None:
+        self.herd = herd
+        self.client = client
+        self.name = name
+        self.content = os.urandom(SIZE)
+        self.sha256 = hashlib.sha256(self.content).hexdigest()
+        (herd.folder / "site" / f"{name}.gguf").write_bytes(self.content)
+
+    def throttle(self, bytes_per_s: int) -> None:
+        self.herd.source.fault("throttle", bytes_per_s=bytes_per_s, match=f"/{self.name}.gguf")
+
+    async def tell(self, *nodes: str, **more: Any) -> None:
+        """Tell nodes to hold it."""
+        source = f"{self.herd.source.origins['files']}/{self.name}.gguf"
+        body = {"model": self.name, "source": source, "skip_parsing": True}
+        body |= {"checksums": {"*": f"sha256:{self.sha256}"}} | more
         for node in nodes:
-            task = json.dumps(body | {"id": f"t-{node}"}).encode()
-            while True:  # the first worker may still be making the stream
-                try:
-                    await self.client.jetstream().publish(f"puna.task.download.{node}", task)
-                    break
-                except nats.js.errors.NoStreamResponseError:
-                    await asyncio.sleep(0.05)
+            task = json.dumps(body | {"id": f"t-{self.name}-{node}"}).encode()
+            await self.client.jetstream().publish(f"puna.task.download.{node}", task)
 
-    async def done(self, *nodes: str) -> None:
-        """Until their tasks have ended well."""
+    async def ended(self, node: str) -> dict[str, Any]:
+        """The record of the node's task, when that has ended."""
         bucket = await self.client.jetstream().key_value("puna_tasks")
-        for node in nodes:
-            record = await self._ended(bucket, f"t-{node}")
-            assert record["state"] == "done", (record, self.log(node))
-            assert hashlib.sha256(self.blob(node).read_bytes()).hexdigest() == self.sha256
-
-    async def _ended(self, bucket: Any, task: str) -> dict[str, Any]:
         while True:
             try:
-                record = json.loads((await bucket.get(task)).value)
+                record = json.loads((await bucket.get(f"t-{self.name}-{node}")).value)
                 if record["state"] in ENDED:
                     return record
             except nats.js.errors.KeyNotFoundError:
                 pass
             await asyncio.sleep(0.05)
 
+    async def done(self, *nodes: str) -> None:
+        """Until they have it."""
+        for node in nodes:
+            record = await self.ended(node)
+            assert record["state"] == "done", (record, self.herd.log(node))
+            assert hashlib.sha256(self.blob(node).read_bytes()).hexdigest() == self.sha256
+
     def blob(self, node: str) -> Path:
-        return self.folder / node / "state" / "models" / "blobs" / f"sha256-{self.sha256}"
+        return self.herd.folder / node / "state" / "models" / "blobs" / f"sha256-{self.sha256}"
 
     def bytes_of(self, node: str) -> int:
         """What its part has of the disk."""
-        return sum(path.stat().st_blocks * 512 for path in (self.folder / node).rglob("partial/*/data"))
-
-    def log(self, node: str) -> str:
-        return (self.folder / node / "log").read_text()
+        part = self.herd.folder / node / "state" / "models" / "partial" / f"sha256-{self.sha256}" / "data"
+        return part.stat().st_blocks * 512 if part.exists() else 0
 
     def events(self, node: str, event: str) -> list[dict[str, Any]]:
-        """The lines of its log that tell of this."""
-        lines = [json.loads(line) for line in self.log(node).splitlines() if line.startswith("{")]
+        """The lines of a node's log that tell of this."""
+        lines = [json.loads(line) for line in self.herd.log(node).splitlines() if f"{self.name}.gguf" in line]
         return [line for line in lines if line.get("event") == event]
 
-    def leader(self) -> str:
+    def leader(self, *nodes: str) -> str:
         """The one that asks the source, "" if nobody was seen to."""
-        return next((node for node in self.workers if self.events(node, "fetch_leads")), "")
+        return next((node for node in nodes if self.events(node, "fetch_leads")), "")
 
     @property
     def sent(self) -> int:
-        """Bytes of the model that the source has sent."""
-        return self.source.seen()["sent"].get("model.gguf", 0)
+        """Bytes that the source has sent of it."""
+        return self.herd.source.seen()["sent"].get(f"{self.name}.gguf", 0)
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> Iterator[Any]:
-    (tmp_path / "site").mkdir()
-    made = _fake("started").Started("fileserver.py", tmp_path / "site")
+@pytest.fixture(scope="module")
+def herd(tmp_path_factory: pytest.TempPathFactory, fake: Callable[[str], ModuleType]) -> Iterator[Herd]:
+    folder = tmp_path_factory.mktemp("herd")
+    (folder / "site").mkdir()
+    server = fake("natsd").NatsServer(folder / "nats")
+    server.start()
+    source = _fake("started").Started("fileserver.py", folder / "site")
+    made = Herd(folder, server.url, source)
+    made.need(5)
     yield made
     made.stop()
+    source.stop()
+    server.kill()
 
 
 @pytest.fixture
-async def herd(nats_server: Any, tmp_path: Path, source: Any) -> AsyncIterator[Herd]:
-    client = await nats.connect(nats_server.url)
-    made = Herd(tmp_path, nats_server.url, client, source)
-    yield made
-    for worker in made.workers.values():
-        worker.send_signal(signal.SIGCONT)
-        worker.terminate()
-    for worker in made.workers.values():
-        worker.wait(30)
+async def model(herd: Herd, request: pytest.FixtureRequest) -> AsyncIterator[Model]:
+    client = await nats.connect(herd.nats_url)
+    yield Model(herd, client, f"m{hashlib.sha256(request.node.name.encode()).hexdigest()[:8]}")
+    herd.source.reset()
     await client.close()
 
 
@@ -168,68 +207,125 @@ def until() -> Callable[[Callable[[], bool], float], Awaitable[None]]:
     return wait
 
 
-FIVE = ("n0", "n1", "n2", "n3", "n4")
-
-
-async def test_five_nodes_that_want_one_model_read_the_source_once(herd: Herd) -> None:
-    herd.source.fault("throttle", bytes_per_s=8 * MB, match="/model.gguf")
-    await herd.start(*FIVE)
-    await herd.tell(*FIVE)
+async def test_five_nodes_that_want_one_model_read_the_source_once(herd: Herd, model: Model) -> None:
+    five = herd.need(5)
+    received = [herd.counted(node, "puna_peer_bytes_received_total") for node in five]
+    model.throttle(8 * MB)
+    await model.tell(*five)
     async with asyncio.timeout(60):
-        await herd.done(*FIVE)
-    assert SIZE <= herd.sent <= 1.1 * SIZE
-    assert sum(bool(herd.events(node, "fetch_leads")) for node in FIVE) == 1
-
-
-async def test_after_a_leader_is_killed_only_what_it_had_not_given_is_read_again(
-    herd: Herd, until: Callable[..., Awaitable[None]]
-) -> None:
-    herd.source.fault("throttle", bytes_per_s=6 * MB, match="/model.gguf")
-    three = FIVE[:3]
-    await herd.start(*three)
-    await herd.tell(*three)
-    await until(lambda: herd.leader() != "" and herd.sent >= SIZE // 2)
-    leader = herd.leader()
-    herd.workers[leader].kill()
-    left = [node for node in three if node != leader]
-    given = max(herd.bytes_of(node) for node in left)
-    lost = herd.sent - given
-    async with asyncio.timeout(90):
-        await herd.done(*left)
-    assert given >= SIZE // 4
-    assert herd.sent <= 1.1 * SIZE + lost
-    assert len([node for node in left if herd.events(node, "fetch_leads")]) == 1
+        await model.done(*five)
+    assert SIZE <= model.sent <= 1.1 * SIZE
+    assert sum(bool(model.events(node, "fetch_leads")) for node in five) == 1
+    leader = model.leader(*five)
+    followers = [number for number, node in enumerate(five) if node != leader]
+    await asyncio.sleep(1.1)  # metrics are made once a second
+    assert sum(herd.counted(five[each], "puna_peer_bytes_received_total") - received[each] for each in followers) >= (
+        4 * SIZE
+    )
+    assert herd.counted(leader, "puna_peer_leads_total") >= 1
+    assert herd.counted(leader, "puna_peer_bytes_sent_total") >= SIZE
+    assert herd.counted(leader, "puna_peer_uploads_active") == 0
 
 
 async def test_a_leader_that_freezes_is_followed_by_another_and_yields_when_it_wakes(
-    herd: Herd, until: Callable[..., Awaitable[None]]
+    herd: Herd, model: Model, until: Callable[..., Awaitable[None]]
 ) -> None:
-    herd.source.fault("throttle", bytes_per_s=4 * MB, match="/model.gguf")
-    two = FIVE[:2]
-    await herd.start(*two)
-    await herd.tell(*two)
-    await until(lambda: herd.leader() != "" and herd.sent >= 4 * MB)
-    frozen = herd.leader()
-    herd.workers[frozen].send_signal(signal.SIGSTOP)
+    two = herd.need(2)
+    model.throttle(6 * MB)
+    await model.tell(*two)
+    await until(lambda: model.leader(*two) != "" and model.sent >= 4 * MB)
+    frozen = model.leader(*two)
+    herd.signal(frozen, signal.SIGSTOP)
     [left] = [node for node in two if node != frozen]
     async with asyncio.timeout(90):
-        await until(lambda: bool(herd.events(left, "fetch_leads")), 60)
-        herd.workers[frozen].send_signal(signal.SIGCONT)
-        await herd.done(*two)
-    assert herd.sent <= 1.5 * SIZE
+        await until(lambda: bool(model.events(left, "fetch_leads")), 60)
+        herd.signal(frozen, signal.SIGCONT)
+        await model.done(*two)
+    assert model.sent <= 1.5 * SIZE
 
 
-async def test_the_only_other_copy_being_rotten_everything_comes_from_the_source_and_it_is_said(herd: Herd) -> None:
-    await herd.start("n0")
-    await herd.tell("n0")
+async def test_the_only_other_copy_being_rotten_everything_comes_from_the_source_and_it_is_said(
+    herd: Herd, model: Model
+) -> None:
+    one, two = herd.need(2)
+    await model.tell(one)
     async with asyncio.timeout(60):
-        await herd.done("n0")
-        rotten = herd.blob("n0")
+        await model.done(one)
+        rotten = model.blob(one)
         rotten.chmod(0o644)
         with rotten.open("r+b") as file:
-            file.write(bytes([herd.content[0] ^ 1]))
-        await herd.start("n1")
-        await herd.tell("n1")
-        await herd.done("n1")
-    assert [(line["peer"], line["chunks"]) for line in herd.events("n1", "peer_lied")] == [("n0", 1)]
-    assert herd.sent == 2 * SIZE
+            file.write(bytes([model.content[0] ^ 1]))
+        await model.tell(two)
+        await model.done(two)
+    assert [(line["peer"], line["chunks"]) for line in model.events(two, "peer_lied")] == [(one, 1)]
+    assert model.sent == 2 * SIZE
+
+
+async def _asked(client: Any, node: str, verb: str, **body: Any) -> Any:
+    answer = await client.request(f"puna.node.{node}.{verb}", json.dumps(body).encode(), timeout=10)
+    assert not answer.headers, answer.headers
+    return json.loads(answer.data)
+
+
+async def _engine_of(client: Any, node: str, model: str) -> dict[str, Any]:
+    """The one engine of a model, when it is ready."""
+    while True:
+        beat = await _asked(client, node, "inventory")
+        for engine in beat["engines"]:
+            if engine["model"] == model and engine["state"] == "ready":
+                return engine
+        await asyncio.sleep(0.05)
+
+
+async def test_the_copy_of_a_named_node_comes_from_it_and_its_engine_goes_on(
+    herd: Herd, model: Model, write_model: Callable[..., Path]
+) -> None:
+    one, two = herd.need(2)
+    path = write_model(herd.folder / "own.gguf", {"general.description": "x" * (3 * MB)})
+    model.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    async with asyncio.timeout(60):
+        await model.tell(one, source=path.as_uri(), skip_parsing=False, checksums={})
+        await model.done(one)
+        await _asked(model.client, one, "load", model=model.name)
+        engine = await _engine_of(model.client, one, model.name)
+        sent = herd.counted(one, "puna_peer_bytes_sent_total")
+        await model.tell(two, source=f"peer://{one}/{model.name}", skip_parsing=False, checksums={})
+        await model.done(two)
+        after = await _engine_of(model.client, one, model.name)
+        assert (after["engine"], after["since"]) == (engine["engine"], engine["since"])
+        bucket = await model.client.jetstream().key_value("puna_copies")
+        record = json.loads((await bucket.get(f"{model.name}.{two}")).value)
+        assert (record["state"], record["source"]) == ("Ready", f"peer://{one}/{model.name}")
+        assert record["config"]["architecture"] == "llama"
+        while herd.counted(one, "puna_peer_bytes_sent_total") < sent + path.stat().st_size:
+            await asyncio.sleep(0.1)
+
+
+async def test_a_copy_of_a_node_that_is_not_there_or_has_none_fails_and_says_which(herd: Herd, model: Model) -> None:
+    one, two = herd.need(2)
+    async with asyncio.timeout(60):
+        await model.tell(two, source="peer://nobody/m", checksums={})
+        record = await model.ended(two)
+        assert (record["state"], "there is no node nobody now" in record["error"]) == ("failed", True), record
+        await model.tell(one, source=f"peer://{two}/{model.name}", checksums={})
+        record = await model.ended(one)
+        assert (record["state"], f"node {two} has no copy" in record["error"]) == ("failed", True), record
+
+
+async def test_after_a_leader_is_killed_only_what_it_had_not_given_is_read_again(
+    herd: Herd, model: Model, until: Callable[..., Awaitable[None]]
+) -> None:
+    three = herd.need(3)
+    model.throttle(6 * MB)
+    await model.tell(*three)
+    await until(lambda: model.leader(*three) != "" and model.sent >= SIZE // 2)
+    leader = model.leader(*three)
+    herd.kill(leader)
+    left = [node for node in three if node != leader]
+    given = max(model.bytes_of(node) for node in left)
+    lost = model.sent - given
+    async with asyncio.timeout(90):
+        await model.done(*left)
+    assert given >= SIZE // 4
+    assert model.sent <= 1.1 * SIZE + lost
+    assert len([node for node in left if model.events(node, "fetch_leads")]) == 1

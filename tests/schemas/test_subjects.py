@@ -140,3 +140,31 @@ def test_names_are_spelled_in_one_file_only() -> None:
         if spelled.search(line)
     ]
     assert found == []
+
+
+@pytest.mark.parametrize("subject", ["_INBOX.abc.1", "my.own.place", "puna.reply.gw.s-1", "other.task.delete"])
+def test_an_answer_may_go_to_an_inbox_or_where_the_fleet_answers(subject: str) -> None:
+    assert Names().may_answer_to(subject)
+
+
+@pytest.mark.parametrize(
+    "subject",
+    [
+        "",
+        "$JS.API.STREAM.DELETE.KV_puna_models",
+        "$KV.puna_nodes.a",
+        "puna.task.delete",
+        "puna.node.a.drain",
+        "puna.reply",
+        "a.*",
+        "a.>",
+        "a b",
+        "a\r\nPUB x 0",
+        "a..b",
+        ".a",
+        "a.",
+        "x" * 256,
+    ],
+)
+def test_nobody_has_a_worker_publish_where_he_may_not(subject: str) -> None:
+    assert not Names().may_answer_to(subject)

@@ -156,6 +156,8 @@ async def test_ensure_ready_names_the_reason_when_the_deadline_passes(made: Make
     with pytest.raises(ModelLoading, match="loading the model") as caught:
         await watched.engine.ensure_ready(0.3)
     assert caught.value.retry_after_s is not None
+    assert caught.value.loading is not None
+    assert (caught.value.loading["state"], caught.value.loading["reason"]) == ("loading", "loading the model")
     assert watched.engine.state == "starting"
 
 

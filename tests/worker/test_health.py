@@ -10,7 +10,7 @@ import pytest
 
 from schemas.errors import BusUnavailable
 from schemas.node import Engine, Heartbeat
-from worker.health import FREE_LEAST_BYTES, LAG_LIMIT_S, LATE_S, Health, Look, Vital, page
+from worker.health import FREE_LEAST_BYTES, LAG_LIMIT_S, LATE_S, STUCK_S, Health, Look, Vital, page
 from worker.sources import DiskFailed
 
 
@@ -20,6 +20,10 @@ class Shelves:
         self.is_open = True
         self.free_bytes: int | None = 1 << 40
         self.error: Exception | None = None
+        self.idle = 0.0
+
+    def idle_s(self) -> float:
+        return self.idle
 
     async def look(self) -> None:
         if self.error:
@@ -162,3 +166,13 @@ async def test_a_look_at_the_server_is_not_made_while_there_is_none() -> None:
     world.gone, world.bus_error = True, BusUnavailable("gone")
     await world.looked()
     assert page(world.health.ready(), "bad")[1]["reasons"] == ["not connected to NATS"]
+
+
+def test_downloads_of_which_nothing_comes_for_very_long_are_no_life() -> None:
+    world = World()
+    world.shelves.idle = STUCK_S
+    assert page(world.health.live(), "bad")[0] == 200
+    world.shelves.idle = STUCK_S + 1
+    status, body = page(world.health.live(), "bad")
+    assert status == 503
+    assert "nothing has come" in body["reasons"][0]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from worker.placement import place, place_any
-from worker.plans import Cannot, DeviceRoom, Evict, Fits, Need, Resident, Wait, Wanted, Yield
+from worker.plans import Cannot, DeviceRoom, Evict, Fits, Need, Policy, Resident, Wait, Wanted, Yield
 
 GIB = 1 << 30
 
@@ -42,6 +42,18 @@ def test_more_free_memory_and_less_pressure_cost_less(free: float, pressure: flo
 def test_the_device_with_most_free_memory_is_taken() -> None:
     rooms = [room("cuda:0", 12), room("cuda:1", 20), room("cuda:2", 16)]
     assert place(wanted(10), rooms, []).devices == ("cuda:1",)  # type: ignore[union-attr]
+
+
+def test_filling_takes_the_fullest_device_that_has_the_room() -> None:
+    rooms = [room("cuda:0", 12), room("cuda:1", 20, pressure=0.9), room("cuda:2", 16), room("cuda:3", 9)]
+    fill = Policy(pack="fill")
+    assert place(wanted(10), rooms, [], fill).devices == ("cuda:0",)  # type: ignore[union-attr]
+    ordered = place(wanted(10, devices=("cuda:1", "cuda:0")), rooms, [], fill)
+    assert ordered.devices == ("cuda:1",), "the profile's order goes first"  # type: ignore[union-attr]
+    full = [room("cuda:0", 2), room("cuda:1", 4)]
+    there = [resident("engine-0", devices=("cuda:0",)), resident("engine-1", "b", devices=("cuda:1",))]
+    assert place(wanted(10), full, there, fill).devices == ("cuda:0",)  # type: ignore[union-attr]
+    assert place(wanted(10), full, there).devices == ("cuda:1",)  # type: ignore[union-attr]
 
 
 def test_a_busy_device_counts_for_less_than_its_free_memory() -> None:

@@ -9,6 +9,7 @@
 | wants it         | matches, is among the holders       | as it should be  | `Leave`                          |
 | wants it         | matches, is among the holders       | none, or another | `Ensure`                         |
 | wants it         | matches, others are the holders     | any              | `Remove`, once theirs are ready  |
+| wants it         | matches, a holder cannot, is next   | none, or another | `Ensure`                         |
 | wants it         | the selector excludes it            | any              | `Remove`                         |
 
 Copies that a task made, of a model without a record, are nobody's business here.
@@ -26,6 +27,8 @@ from schemas.subjects import LABEL_OF_COPY
 from worker.copying import fingerprint
 
 _SERVES: Final = ("Ready", "Updating")
+MOST_ASIDE: Final = 16
+"""Of one model: when so many nodes cannot hold it, it is hardly the nodes' fault, and no others are asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +62,19 @@ class Held:
     retain: bool = False
 
 
+def nobody(_record: ModelRecord) -> Collection[str]:
+    """All nodes that match can hold it."""
+    return ()
+
+
 @dataclass(frozen=True, slots=True)
 class Me:
-    """This node. `choose` takes the variant of a record that suits it."""
+    """This node. `choose` takes the variant of a record that suits it; `aside` names the nodes that cannot hold one."""
 
     node: str
     labels: Mapping[str, str]
     choose: Callable[[ModelRecord], ModelRecord]
+    aside: Callable[[ModelRecord], Collection[str]] = nobody
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +107,17 @@ Nodes = Mapping[str, Neighbour]
 
 
 def holders_of(record: ModelRecord, copies: int, nodes: Nodes, me: Me) -> tuple[str, ...]:
-    """The nodes that hold the copies, of those that count."""
+    """The nodes that hold the copies, of those that count. This one never steps aside by itself: it goes on trying,
+    and others take its share meanwhile."""
     selector = record.placement.selector
     labels = {node: each.labels for node, each in nodes.items()} | {me.node: me.labels}
     able = [(node, selector.weight(of)) for node, of in labels.items() if selector.holds(of)]
-    return holders(record.model, able, copies)
+    aside = set(me.aside(record)) - {me.node}
+    if not aside:
+        return holders(record.model, able, copies)
+    ranked = holders(record.model, able, len(able))
+    skipped = set([node for node in ranked if node in aside][:MOST_ASIDE])
+    return tuple(node for node in ranked if node not in skipped)[:copies]
 
 
 Share = Callable[[ModelRecord, int, Nodes, Me], tuple[str, ...]]
@@ -161,13 +176,14 @@ def of_record(
     chosen = share(record, copies, nodes, me)
     if me.node in chosen:
         return _wanted(record, me, held, f"this node is one of the {copies} that hold it")
-    late = [node for node in chosen if not _ready(nodes.get(node), model)]
+    late = [node for node in chosen if not has_it(nodes.get(node), model)]
     if held is not None and late:
         return Leave(f"it goes once it is ready on {', '.join(late[:4])}", wanted=True)
     return _unwanted(record, held, f"others hold it: {', '.join(chosen[:4]) or 'no copy is wanted'}")
 
 
-def _ready(node: Neighbour | None, model: str) -> bool:
+def has_it(node: Neighbour | None, model: str) -> bool:
+    """Whether a node is there and tells that it can serve the model."""
     return node is not None and node.here and node.labels.get(f"{LABEL_OF_COPY}{model}") in _SERVES
 
 

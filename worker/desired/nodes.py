@@ -9,7 +9,7 @@ of the server, or a start of our own, everybody who was known has the whole grac
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -17,7 +17,7 @@ import orjson
 
 from bus.kv import Bucket, Entry
 from schemas.errors import InvalidName
-from schemas.subjects import decode
+from schemas.subjects import LABEL_OF_COPY, decode
 from worker.desired.decide import Neighbour
 from worker.desired.shares import lasting
 
@@ -35,6 +35,8 @@ class _Known:
     draining: bool = False
     missed_at: float | None = None
     """Since when it is away or drains."""
+    failed: Collection[str] = ()
+    """Models of which it tells that its copy has failed."""
 
 
 class Nodes:
@@ -50,6 +52,8 @@ class Nodes:
     ) -> None:
         self.version = 0
         """Another number whenever nodes come, go, or have other labels (but those of copies)."""
+        self.looks = 0
+        """Another number after each look."""
         self._bucket = bucket
         self._grace_s = grace_s
         self._keep = keep
@@ -78,6 +82,7 @@ class Nodes:
             return
         self.seen(await self._bucket.entries(), anew=session != self._session)
         self._session, self._read_at = session, self._monotonic()
+        self.looks += 1
 
     def seen(self, entries: Mapping[str, Entry], *, anew: bool) -> None:
         """These are the heartbeats that there are. `anew`: nothing was seen for a while before this."""
@@ -111,6 +116,14 @@ class Nodes:
             return None
         return {node: Neighbour(known.labels, known.missed_at is None) for node, known in self._known.items()}
 
+    def failed(self) -> Mapping[str, Collection[str]]:
+        """The nodes whose copies have failed, by model."""
+        found: dict[str, set[str]] = {}
+        for node, known in self._known.items():
+            for model in known.failed:
+                found.setdefault(model, set()).add(node)
+        return found
+
     async def labels(self) -> Mapping[str, Mapping[str, str]]:
         """Of all that count, as of now. Raises `PunaError`."""
         await self.read()
@@ -142,4 +155,9 @@ def _read(entry: Entry, before: _Known | None) -> _Known:
     found = told.get("labels")
     if isinstance(found, dict):
         labels = {str(key): str(value) for key, value in cast("dict[Any, Any]", found).items()}
-    return _Known(entry.revision, labels, bool(told.get("draining")), missed_at)
+    return _Known(entry.revision, labels, bool(told.get("draining")), missed_at, _failed(labels))
+
+
+def _failed(labels: Labels) -> Collection[str]:
+    told = [key for key, value in labels.items() if value == "Failed" and key.startswith(LABEL_OF_COPY)]
+    return tuple(key.removeprefix(LABEL_OF_COPY) for key in told)

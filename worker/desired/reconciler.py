@@ -19,6 +19,7 @@ from bus.kv import Entry, Follower
 from bus.waits import backoff_s
 from schemas.errors import PunaError
 from schemas.model import CopyRecord, ModelRecord
+from worker.desired.asides import Asides
 from worker.desired.decide import Held, Leave, Made, Me, Remove, Verdict, decide, of_record
 from worker.desired.nodes import Nodes
 from worker.desired.records import Models, Seen, read_all
@@ -86,6 +87,7 @@ class Reconciler:
         self._monotonic = monotonic
         self._tombstones = Tombstones(models, nodes, tombstone_s=settings.tombstone_s, monotonic=monotonic, dice=dice)
         self._shares = Shares()
+        self._asides = Asides(models, monotonic=monotonic)
         self._seen: dict[str, Seen] = {}
         self._verdicts: Mapping[str, Verdict] = {}
         self._known_session = -1
@@ -167,6 +169,7 @@ class Reconciler:
             return
         if self._asks_nodes():
             await self._nodes.read()
+            await self._asides.look(self._seen, self._nodes)
         gone = await self._gone()
         await self._shares.prepare(
             [seen.record for seen in self._seen.values()], self._nodes.view(), self._me(), self._nodes.version
@@ -185,7 +188,7 @@ class Reconciler:
         return any(each is not None and not each.deleting and each.placement.copies != "all" for each in records)
 
     def _me(self) -> Me:
-        return Me(self._here.node, self._here.labels(), self._here.choose)
+        return Me(self._here.node, self._here.labels(), self._here.choose, self._asides.of)
 
     def _held(self) -> dict[str, Held]:
         """What this node has, and what it is about to have."""

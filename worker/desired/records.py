@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,7 +15,7 @@ from bus.errors import NoStream
 from bus.kv import Bucket, Entry, WrongRevision
 from bus.topology import stream_info
 from schemas.errors import InvalidName
-from schemas.model import ModelRecord
+from schemas.model import CopyRecord, ModelRecord
 from schemas.subjects import decode, encode
 from worker.desired.shelf import Identity, Noted
 
@@ -111,6 +112,14 @@ class Models:
             await self._models.delete(encode(model), last=revision)
         except WrongRevision:
             log.debug("tombstone_changed", extra={"event": "tombstone_changed", "model": model})
+
+    async def copies_of(self, model: str) -> list[CopyRecord]:
+        """What nodes tell of their copies; one that cannot be read is left out."""
+        found: list[CopyRecord] = []
+        for entry in (await self._copies.entries(under=encode(model))).values():
+            with suppress(ValidationError):
+                found.append(CopyRecord.model_validate_json(entry.value))
+        return found
 
     async def holding(self, model: str) -> set[str]:
         """Nodes that tell of a copy, or of a part of one."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
 from schemas.model import ModelRecord
@@ -25,7 +25,7 @@ class Shares:
 
     def __init__(self) -> None:
         self._basis: tuple[int, Mapping[str, str]] | None = None
-        self._chosen: dict[str, tuple[ModelRecord, tuple[str, ...]]] = {}
+        self._chosen: dict[str, tuple[ModelRecord, Collection[str], tuple[str, ...]]] = {}
 
     async def prepare(self, records: Iterable[ModelRecord | None], nodes: Nodes | None, me: Me, version: int) -> None:
         """Work out what is not known. `version`: another number means that the nodes may be others."""
@@ -36,9 +36,9 @@ class Shares:
         for record in tuple(records):
             if record is None or nodes is None or record.placement.copies == "all" or _changes(record):
                 continue
-            known = self._chosen.get(record.model)
-            if known is None or known[0] is not record:
-                self._chosen[record.model] = (record, holders_of(record, record.placement.copies, nodes, me))
+            known, aside = self._chosen.get(record.model), me.aside(record)
+            if known is None or known[0] is not record or known[1] != aside:
+                self._chosen[record.model] = (record, aside, holders_of(record, record.placement.copies, nodes, me))
             if time.monotonic() > until:
                 await asyncio.sleep(0)
                 until = time.monotonic() + SLICE_S
@@ -47,7 +47,7 @@ class Shares:
         """As `holders_of`."""
         known = self._chosen.get(record.model)
         if known is not None and known[0] is record:
-            return known[1]
+            return known[2]
         return holders_of(record, copies, nodes, me)
 
 

@@ -17,7 +17,7 @@ import orjson
 from schemas.peer import CHUNK_BYTES, Offer
 from worker.peers import chunks
 from worker.peers.uploads import HAVE, PREFIX, SUMS_AT_ONCE, read_have
-from worker.sources import SourceError
+from worker.sources import SourceError, Unreachable
 from worker.transfer.connection import Connection, Head
 
 CONNECT_TIMEOUT_S: Final = 3.0
@@ -151,32 +151,32 @@ class PeerClient:
         return connection, await self._request(connection, target, headers)
 
     async def _request(self, connection: Connection, target: str, headers: Mapping[str, str]) -> Head:
+        # a plain timer: to wait with a task or a time-out of its own costs as much as the rest of a chunk
+        late = Unreachable(f"no answer in {self._stall_timeout_s:g} s")
+        timer = asyncio.get_running_loop().call_later(self._stall_timeout_s, connection.abort, late)
         try:
-            async with asyncio.timeout(self._stall_timeout_s):
-                return await connection.request("GET", target, headers)
-        except TimeoutError as error:
-            connection.abort()
-            raise PeerFailed(f"no answer in {self._stall_timeout_s:g} s") from error
+            return await connection.request("GET", target, headers)
         except BaseException:
             connection.abort()
             raise
+        finally:
+            timer.cancel()
 
     async def _received(self, connection: Connection, sink: _Chunk) -> None:
-        receiving = asyncio.ensure_future(connection.receive(sink))
+        loop, stall_s = asyncio.get_running_loop(), self._stall_timeout_s
+
+        def look(before: int) -> None:
+            nonlocal timer
+            if sink.at == before:
+                connection.abort(Unreachable(f"nothing came for {stall_s:g} s"))
+            else:
+                timer = loop.call_later(stall_s, look, sink.at)
+
+        timer = loop.call_later(stall_s, look, sink.at)
         try:
-            while True:
-                before = sink.at
-                done, _ = await asyncio.wait({receiving}, timeout=self._stall_timeout_s)
-                if done:
-                    receiving.result()
-                    return
-                if sink.at == before:
-                    raise PeerFailed(f"nothing came for {self._stall_timeout_s:g} s")
+            await connection.receive(sink)
         finally:
-            if not receiving.done():
-                receiving.cancel()
-                connection.abort()
-                await asyncio.wait({receiving})
+            timer.cancel()
 
     def _kept(self, place: Place) -> Connection | None:
         now = asyncio.get_running_loop().time()

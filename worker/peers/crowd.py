@@ -14,6 +14,7 @@ from worker.peers.client import PeerClient
 from worker.peers.hands import Hands
 from worker.peers.holders import Shunned
 from worker.peers.holdings import Holdings
+from worker.peers.metrics import PeerWatch
 from worker.peers.questions import Questions
 from worker.peers.settings import PeerSettings
 
@@ -37,6 +38,7 @@ class Crowd:
     hands: Hands
     tell: Tell
     run: Callable[[str, Coroutine[Any, Any, None]], object]
+    watch: PeerWatch = field(default_factory=PeerWatch)
     clock: Callable[[], float] = time.monotonic
     dice: Callable[[], float] = random.random
     shunned: Shunned = field(init=False)

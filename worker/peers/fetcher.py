@@ -150,6 +150,7 @@ class _Shared:
     # -- the source --------------------------------------------------------------------------------------------------
     async def _lead(self) -> Digests | None:
         """From the source, as long as the lease is ours. None: somebody else has it now."""
+        self._crowd.watch.led()
         log.info("fetch_leads", extra={"event": "fetch_leads", "file": self._file.path, "key": self._key})
         told = self._tally.source()
         work = asyncio.get_running_loop().create_task(self._from_source(told), name=f"lead {self._key[:16]}")
@@ -186,6 +187,7 @@ class _Shared:
         self._crowd.holdings.forget(self._key)
         self._tally.there(0)
         if self._only_peers:
+            self._crowd.watch.rejected("file_checksum", len(self._suspects))
             nodes = ", ".join(sorted({node for _, node, _ in self._suspects})) or "other nodes"
             raise Corrupt(f"{self._file.path}: what {nodes} gave is not the file that was told of")
         return await self._from_source(self._tally.source())
@@ -258,6 +260,7 @@ class _Shared:
         liars = Counter(node for number, node, sha256 in self._suspects if right[number] != sha256)
         for node, count in liars.items():
             self._crowd.shunned.shun(node, LIED_S)
+            self._crowd.watch.rejected("file_checksum", count)
             fields = {"event": "peer_lied", "peer": node, "file": self._file.path, "key": self._key, "chunks": count}
             log.error("peer_lied", extra=fields)
             self._crowd.tell("peer_lied", peer=node, file=self._file.path, chunks=count)

@@ -9,8 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +22,6 @@ from worker.store import layout
 from worker.store.disk import Disk, Place
 
 KNOWN_LIMIT: Final = 10_000
-SEEN_S: Final = 0.1
-"""To look takes longer than to read a chunk of what is in memory."""
 SUMS_LIMIT: Final = 16
 """Files whose sums are remembered."""
 
@@ -45,12 +42,10 @@ class Held:
 class Holdings:
     """`roots` are the folders of the store; parts are in the first."""
 
-    def __init__(self, roots: Sequence[Path], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, roots: Sequence[Path]) -> None:
         self._disks = tuple(Disk(root) for root in roots)
         self._lock = threading.Lock()
-        self._clock = clock
         self._growth = Growth()
-        self._seen: dict[str, tuple[float, Held | None]] = {}
         self._content: dict[str, str] = {}
         self._sums: dict[str, tuple[tuple[int, int], dict[int, str]]] = {}
 
@@ -64,20 +59,12 @@ class Holdings:
 
     def look(self, key: str) -> Held | None:
         """What is there now; None if nothing is, or the disk refuses."""
-        held = None
-        if KEY.fullmatch(key):
-            with suppress(OSError):
-                # a part may become a blob between two looks
-                held = self._blob(key) or self._part(key) or self._blob(key)
-        with self._lock:
-            self._seen = {key: (self._clock(), held)} if held is not None else {}
-        return held
-
-    def seen(self, key: str) -> Held | None:
-        """What was there at the last look, if that was for this file and just now. It may be gone."""
-        with self._lock:
-            at, held = self._seen.get(key, (0.0, None))
-            return held if self._clock() - at < SEEN_S else None
+        if not KEY.fullmatch(key):
+            return None
+        with suppress(OSError):
+            # a part may become a blob between two looks
+            return self._blob(key) or self._part(key) or self._blob(key)
+        return None
 
     def read(self, held: Held, start: int, end: int) -> bytes | None:
         """These bytes; None where they are not there any more."""
@@ -129,7 +116,6 @@ class Holdings:
         """The content of a part begins anew."""
         with self._lock:
             self._sums.pop(key, None)
-            self._seen.clear()
 
     def _blob(self, key: str) -> Held | None:
         sha256 = self._sha256(key)

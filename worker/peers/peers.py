@@ -18,6 +18,7 @@ from worker.peers.crowd import Crowd, Tell
 from worker.peers.fetcher import PeerFetcher
 from worker.peers.hands import Hands
 from worker.peers.holdings import Holdings
+from worker.peers.metrics import PeerWatch
 from worker.peers.questions import Questions
 from worker.peers.settings import PeerSettings
 from worker.peers.tokens import Tokens
@@ -41,28 +42,40 @@ class Peers:
         advertise: str | None,
         tasks: Tasks,
         tell: Tell,
+        watch: PeerWatch,
     ) -> None:
         self._enabled = settings.enabled
         self._tasks = tasks
-        tokens, hands = Tokens(), Hands("peers")
+        self.tokens: Final = Tokens()
+        hands = Hands("peers")
         self.holdings: Final = Holdings(roots)
         self.address: Final = Address(advertise, bus.settings.servers)
         self.uploads: Final = Uploads(
             self.holdings,
-            tokens,
+            self.tokens,
             hands,
             tasks.start,
             max_uploads=settings.max_uploads,
             bytes_per_s=settings.upload_bytes_per_s,
+            watch=watch,
         )
         self._answering = Answering(
-            bus, node, self.holdings, tokens, self.address, hands, run=tasks.start, uploads=lambda: self.uploads.active
+            bus,
+            node,
+            self.holdings,
+            self.tokens,
+            self.address,
+            hands,
+            run=tasks.start,
+            uploads=lambda: self.uploads.active,
         )
         self._copies = CopyAnswers(bus, node, shelf, self.address, shares=settings.enabled)
         self.source: Final = Peer(bus, node, self.address.host, self._copies.told)
         self._client = PeerClient(settings.stall_timeout_s)
         questions = Questions(bus, node, self.address.host)
-        self.crowd: Final = Crowd(bus, node, settings, self.holdings, questions, self._client, hands, tell, tasks.start)
+        self.crowd: Final = Crowd(
+            bus, node, settings, self.holdings, questions, self._client, hands, tell, tasks.start, watch
+        )
         self.fetcher: Final = PeerFetcher(inner, self.crowd)
 
     async def listens(self, host: str, port: int) -> None:

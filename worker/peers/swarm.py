@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import suppress
 from typing import Final, Literal
 
 from schemas.peer import Offer
 from worker.peers import chunks
 from worker.peers.client import PeerBusy, PeerFailed, PeerForgot, PeerLacks
 from worker.peers.crowd import Crowd, Tally
-from worker.peers.holders import BUSY_S, WRONG_S, Holder, Holders
+from worker.peers.holders import BUSY_S, WRONG_S, Holder, Holders, Shunned
 from worker.peers.lease import Lease
 from worker.peers.partfile import PartFile
 from worker.sources import RemoteFile
@@ -43,8 +42,10 @@ class Swarm:
         self.given: dict[int, tuple[str, str]] = {}
         self.only: str | None = None
         self.trouble: str | None = None
-        self.holders = Holders(size, crowd.shunned, crowd.clock, crowd.dice)
         self._crowd = crowd
+        # a node that was named is asked, whatever it did before
+        self._shunned = crowd.shunned if lease is not None else Shunned(crowd.clock)
+        self.holders = Holders(size, self._shunned, crowd.clock, crowd.dice)
         self._key = key
         self._name = file.path
         self._all = chunks.all_of(size)
@@ -181,9 +182,11 @@ class Swarm:
             until = min(until, max(self._lease_at, now + TICK_S) if not self._pulls else until)
         elif len(self._pulls) < PULLS and wanted:
             until = min(until, max(self.holders.free_at(wanted), now + TICK_S))
-        with suppress(TimeoutError):
-            async with asyncio.timeout(max(until - now, 0.001)):
-                await self._stirred.wait()
+        timer = asyncio.get_running_loop().call_later(max(until - now, 0.001), self._stirred.set)
+        try:
+            await self._stirred.wait()
+        finally:
+            timer.cancel()
         self._stirred.clear()
 
     def _heard(self, offer: Offer) -> None:
@@ -212,18 +215,20 @@ class Swarm:
             self.holders.forget(node)
             self._ask_at = 0.0
         except PeerFailed as error:
-            crowd.shunned.failed(node)
+            self._shunned.failed(node)
             self.holders.forget(node)
             self._note("peer_failed", node, reason=str(error))
         else:
+            crowd.watch.received(len(came.data))
             if await file.write(number, came.data, came.sha256):
                 self.given[number] = (node, came.sha256)
                 self._sums[number] = came.sha256
-                crowd.shunned.worked(node)
+                self._shunned.worked(node)
                 self._moved_at = crowd.clock()
                 self._tally.there(file.bytes_done)
             else:
-                crowd.shunned.shun(node, WRONG_S)
+                self._shunned.shun(node, WRONG_S)
+                crowd.watch.rejected("chunk_checksum")
                 crowd.tell("peer_wrong", peer=node, file=self._name, chunks=1)
                 self._note("peer_wrong", node, chunk=number)
             self.holders.grown(node, came.have or 0)

@@ -22,6 +22,7 @@ from web.keys import presented
 from worker.peers import chunks
 from worker.peers.hands import Hands
 from worker.peers.holdings import Held, Holdings
+from worker.peers.metrics import PeerWatch
 from worker.peers.tokens import Tokens
 from worker.transfer.limits import TokenBucket
 
@@ -58,14 +59,15 @@ class Uploads:
         *,
         max_uploads: int,
         bytes_per_s: int | None,
+        watch: PeerWatch,
     ) -> None:
         self.active = 0
-        self.sent_bytes = 0
         self._holdings = holdings
         self._tokens = tokens
         self._hands = hands
         self._run = run
         self._max = max_uploads
+        self._watch = watch
         self._bucket = TokenBucket(bytes_per_s) if bytes_per_s else None
         # with a limit it comes in small pieces, so that each of those who wait sees that it goes on
         self._piece_bytes = min(max(bytes_per_s // 20, 4096), CHUNK_BYTES) if bytes_per_s else CHUNK_BYTES
@@ -105,15 +107,10 @@ class Uploads:
             await self._send(exchange, found, found.span, [*headers, *_told(key, found)])
 
     def _found(self, key: str, text: str | None) -> _Found | None:
-        """What is asked for; a whole chunk is read at once. What was seen just now is gone by if that is enough."""
-        held = self._holdings.seen(key)
-        found = self._found_in(held, key, text) if held is not None else None
-        if found is not None and found.data is not None:
-            return found
+        """What is asked for; a whole chunk is read at once."""
         held = self._holdings.look(key)
-        return self._found_in(held, key, text) if held is not None else None
-
-    def _found_in(self, held: Held, key: str, text: str | None) -> _Found | None:
+        if held is None:
+            return None
         span, status = _asked(text, held), 206 if text else 200
         if span is None:
             return _Found(held, None, status)
@@ -147,7 +144,7 @@ class Uploads:
         return await self._hands.do(lambda: self._holdings.read(held, start, end))
 
     async def _spend(self, count: int) -> None:
-        self.sent_bytes += count
+        self._watch.sent(count)
         if self._bucket is not None and (wait_s := self._bucket.take(count)) > 0:
             await asyncio.sleep(wait_s)
 

@@ -20,6 +20,8 @@ class Meter:
     bytes_done: int = 0
     files_total: int | None = None
     files_done: int = 0
+    moves: int = 0
+    """Another number whenever bytes are there that were not."""
     speed_bytes_per_s: float | None = None
     _at_s: float | None = None
     _moved: int = 0
@@ -27,11 +29,13 @@ class Meter:
     def there(self, bytes_: int) -> None:
         """Bytes that need not come: they are no part of the speed."""
         self.bytes_done += bytes_
+        self.moves += 1
 
     def came(self, bytes_: int) -> None:
         """Bytes that came now; less than 0 when some did not hold."""
         self.bytes_done = max(self.bytes_done + bytes_, 0)
         self._moved += max(bytes_, 0)
+        self.moves += 1
 
     def told(self, now_s: float) -> CopyProgress:
         """As it is now; the speed is of the time since the last call, smoothed."""

@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from schemas.errors import InvalidName
 from schemas.model import Profile
@@ -34,6 +34,8 @@ from worker.transfer.part import Digests, Part
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+ELSEWHERE_S: Final = 5.0
+"""Before the next look at a part that another worker writes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,7 @@ class Staging:
         writes it; a `SourceError` of the disk."""
         key = self.key(file)
         if key not in self._parts and not await self._aside(self._take, key):
-            raise Unclear(f"another worker is fetching {file.path} into the same folder", retry_after_s=5.0)
+            raise Unclear(f"another worker is fetching {file.path} into the same folder", retry_after_s=ELSEWHERE_S)
         folder = self._ground.root.disk.path((*layout.PARTIAL, key))
         return Part(folder / "data", folder / "journal")
 

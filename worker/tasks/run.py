@@ -58,8 +58,10 @@ class Run:
         """Until cancelled: keep the message, and write progress. Raises `Fenced` when the task is another's."""
         loop = asyncio.get_running_loop()
         signed_at = loop.time()
+        wait_s = every_s / 4  # soon for the first time: how far a try came counts if it is lost
         while True:
-            await asyncio.sleep(every_s)
+            await asyncio.sleep(wait_s)
+            wait_s = every_s
             if self._progress is not self._told:
                 self._told = self._progress
                 record = self.stored.record.model_copy(update={"progress": self._progress})

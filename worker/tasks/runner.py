@@ -14,7 +14,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from functools import partial
-from typing import Any, Final, cast
+from typing import Final, cast
 
 import orjson
 
@@ -23,7 +23,7 @@ from bus.job import Job
 from bus.kv import Entry
 from bus.watched import Tasks
 from schemas.errors import PunaError
-from schemas.task import TASK_KINDS, DeadTask, TaskOp, TaskRecord, derived_id, moved, read_task
+from schemas.task import TASK_KINDS, TaskOp, TaskRecord, derived_id, moved, read_task
 from worker.tasks import decide, letters, unable
 from worker.tasks.cancelling import Queue
 from worker.tasks.decide import Claim, Clash, Done, Doubled, End, Failure, Heard, Later, Me, Refusal, Stored
@@ -66,6 +66,7 @@ class Runner:
         self._effects = effects
         self._records = records
         self._queue = Queue(bus)
+        self._letters = letters.Letters(bus, me.node, clock)
         self._tasks = tasks
         self._capacity = capacity
         self._room = asyncio.Semaphore(capacity)
@@ -76,6 +77,8 @@ class Runner:
         self._clock = clock
         self._dice = dice
         self._runs: dict[str, Run] = {}
+        self._in_hand: dict[int, str] = {}
+        """Messages that are being worked on, waited with or decided about: sequence and task."""
         self._waiting = 0
         self._closed = self._stopping = False
         self._idle = asyncio.Event()
@@ -160,15 +163,23 @@ class Runner:
         at = (job.stream_sequence, job.published_at)
         heard = Heard(str(task.id), found, model, *at, own_id, job.reply)
         asked = Asked(found, task, node is not None, job.published_at)
-        if not self._goes_on(heard, job):
+        if self._goes_on(heard, job):
+            return
+        self._in_hand[heard.sequence] = heard.task
+        try:
             await self._heard(heard, asked, job, mine)
+        finally:
+            self._in_hand.pop(heard.sequence, None)
 
     def _goes_on(self, heard: Heard, job: Job) -> bool:
-        """Whether it runs here: then the signs of life of its last delivery were lost, and it is ours by this one."""
-        run = self._runs.get(heard.task)
-        if run is None or run.heard.sequence != heard.sequence:
+        """Whether it is in our hands: then the signs of life of its last delivery were lost, and it is ours by this
+        one."""
+        if self._in_hand.get(heard.sequence) != heard.task:
             return False
-        run.job = job
+        run = self._runs.get(heard.task)
+        if run is not None:
+            run.job = job
+        keep(job)
         return True
 
     async def _heard(self, heard: Heard, asked: Asked, job: Job, mine: bool) -> None:
@@ -218,22 +229,29 @@ class Runner:
         if self._closed:
             job.nak()
             return
-        if self._goes_on(heard, job):
-            return
         stored = await self._records.get(heard.task)
         if mine and stored is not None and not stored.record.ended and stored.record.holder != self._me.holder:
             log.info("task_lost", extra={"event": "task_lost", "task": heard.task, "node": self._me.node})
             return  # our signs of life were lost, and somebody else has it by now
         step = decide.on_delivery(heard, stored, self._me, self._clock())
         if isinstance(step, Doubled):
-            if await self._queue.task_at(step.sequence) == heard.task:
-                job.ack()
+            if await self._let_go_of_copy(heard, job, step.sequence):
                 return
             step = step.again
         try:
             await self._step(step, heard, asked, job, stored)
         except Fenced:
             log.info("task_lost", extra={"event": "task_lost", "task": heard.task, "node": self._me.node})
+            found = await self._records.get(heard.task)
+            if found is not None and found.record.sequence not in (None, heard.sequence):
+                await self._let_go_of_copy(heard, job, found.record.sequence)
+
+    async def _let_go_of_copy(self, heard: Heard, job: Job, other: int) -> bool:
+        """Acknowledge a message if `other` carries its task too. False: that one is not in the stream any more."""
+        if await self._queue.task_at(other) != heard.task:
+            return False
+        await settle(self._queue, job, heard.task, Job.ack)
+        return True
 
     async def _step(
         self, step: Claim | Done | End | Clash, heard: Heard, asked: Asked, job: Job, stored: Stored | None
@@ -242,7 +260,7 @@ class Runner:
             case Done():
                 await settle(self._queue, job, heard.task, Job.ack)
             case Clash():
-                await self._letter(self._clash(step, heard, job), job)
+                await self._letters.of_clash(heard.op, heard.task, step.error, job)
                 await settle(self._queue, job, heard.task, Job.ack)
             case End():
                 await self._end(step, heard, job, stored)
@@ -331,7 +349,7 @@ class Runner:
         record = step.record.model_copy(update={"delivery": None})
         if isinstance(step, End) and record.state in ("dead", "failed"):
             await self._still(stored)
-            await self._letter(self._dead(record, job), job)
+            await self._letters.of_ended(record, job)
         if stored is not None and holds(stored.record, self._of_me(stored.record)):
             await self._records.hold(record, stored)
         elif stored is None or record != stored.record:
@@ -362,8 +380,7 @@ class Runner:
         """It is answered in the dead-letter stream and never seen again."""
         now, text = self._clock(), letters.shown_error(error.message)
         task = "t-" + hashlib.sha256(job.subject.encode() + b"\0" + job.payload).hexdigest()[:24]
-        body = letters.shown_body(op, job.payload)
-        await self._letter(self._letter_of(job, op, task, "dead", error.code, text, body), job)
+        await self._letters.of_malformed(op, task, error.code, text, job)
         if op in TASK_KINDS:
             record = TaskRecord(task=task, op=op, sequence=job.stream_sequence, created=now, since=now)
             try:
@@ -372,28 +389,6 @@ class Runner:
                 log.debug("task_malformed_twice", extra={"event": "task_malformed_twice", "task": task})
         job.ack()
         log.warning("task_malformed", extra={"event": "task_malformed", "task": task, "code": error.code})
-
-    async def _letter(self, letter: DeadTask, job: Job) -> None:
-        await letters.send(self._bus, letter, f"{letter.task}.{job.stream_sequence}")
-
-    def _dead(self, record: TaskRecord, job: Job) -> DeadTask:
-        body = cast("dict[str, Any]", orjson.loads(job.payload))
-        text = letters.shown_error(record.error or "no reason is known")
-        letter = self._letter_of(job, record.op, record.task, record.state, f"task_{record.state}", text, body)
-        return letter.model_copy(update={"attempts": record.attempts})
-
-    def _clash(self, step: Clash, heard: Heard, job: Job) -> DeadTask:
-        body = cast("dict[str, Any]", orjson.loads(job.payload))
-        return self._letter_of(job, heard.op, heard.task, "failed", "id_in_use", step.error, body)
-
-    def _letter_of(
-        self, job: Job, op: str, task: str, state: Any, code: str, error: str, body: dict[str, Any] | None
-    ) -> DeadTask:
-        now = self._clock()
-        me = self._me.node
-        return DeadTask(
-            task=task, op=op, subject=job.subject, node=me, state=state, code=code, error=error, at=now, body=body
-        )
 
 
 def _of_node(work: asyncio.Future[str | None]) -> bool:

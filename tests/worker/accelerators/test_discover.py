@@ -12,12 +12,14 @@ from uuid import uuid4
 
 import pytest
 
-from worker.accelerators import Accelerator, AcceleratorSettings, discover, environment, sample
+from schemas.node import Device
+from worker.accelerators import Accelerator, AcceleratorSettings, chosen, discover, environment, sample
 from worker.accelerators.amd_smi import AmdSmi
 from worker.accelerators.cuda import Cuda
 from worker.accelerators.nvidia_smi import NvidiaSmi
 from worker.accelerators.rocm import Rocm
 from worker.accelerators.tpu import Tpu
+from worker.settings import WorkerSettings
 
 STRANGER = """
 from schemas.node import Device
@@ -111,6 +113,47 @@ def test_a_host_without_gpus_has_its_cpu(machine: Machine) -> None:
 
 def test_the_cpu_comes_last(nvidia: Machine) -> None:
     assert names(nvidia.find()) == ["cuda:0", "cuda:1", "cpu:0"]
+
+
+def test_a_node_may_have_only_some_of_the_devices(nvidia: Machine) -> None:
+    some = chosen(nvidia.find(), ["cuda:1"])
+    assert names(some) == ["cuda:1"]
+    assert environment(some, ["cuda:1"]) == environment(nvidia.find(), ["cuda:1"])
+    assert names(chosen(nvidia.find(), ["cpu:0"])) == ["cpu:0"]
+    assert names(chosen(nvidia.find(), ())) == ["cuda:0", "cuda:1", "cpu:0"]
+
+
+def test_a_card_that_is_chosen_comes_with_its_parts() -> None:
+    class Cut:
+        backend = "cuda"
+
+        def discover(self) -> bool:
+            return True
+
+        def sample(self) -> list[Device]:
+            whole: dict[str, Any] = {"backend": "cuda", "name": "G", "memory_total_bytes": 8, "memory_free_bytes": 8}
+            parts = [Device(device=f"cuda:0.{n}", parent="cuda:0", **whole) for n in (0, 1)]
+            return [*parts, Device(device="cuda:1", **whole)]
+
+        def environment(self, devices: Sequence[str]) -> dict[str, str]:
+            return {}
+
+    assert names(chosen([Cut()], ["cuda:0"])) == ["cuda:0.0", "cuda:0.1"]
+    assert names(chosen([Cut()], ["cuda:0.1", "cuda:1"])) == ["cuda:0.1", "cuda:1"]
+
+
+@pytest.mark.parametrize(
+    ("given", "devices"),
+    [("auto", ()), (["auto"], ()), ("", ()), ("cuda:0, cuda:1", ("cuda:0", "cuda:1")), (["cuda:0.1"], ("cuda:0.1",))],
+)
+def test_devices_are_named_or_all(given: Any, devices: tuple[str, ...]) -> None:
+    assert WorkerSettings(devices=given).devices == devices
+
+
+@pytest.mark.parametrize("given", ["gpu0", ["cuda:0", "auto"], [0]])
+def test_what_is_no_device_is_refused(given: Any) -> None:
+    with pytest.raises(ValueError, match="is no device: write auto, or names as puna doctor tells them"):
+        WorkerSettings(devices=given)
 
 
 def test_a_strangers_accelerator_is_held_to_its_own_devices(machine: Machine, install: Callable[..., Any]) -> None:

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.model import ModelRecord
+from schemas.model import CopyRecord, ModelRecord
+from worker.desired.asides import cannot
 from worker.desired.decide import (
+    MOST_ASIDE,
     Ensure,
     Held,
     Leave,
@@ -215,3 +217,64 @@ def test_what_a_copy_was_made_for_tells_profiles_apart() -> None:
     one, other = made_for(record()), made_for(record(profile={"pinned": True}))
     assert one.want == other.want
     assert isinstance(one, Made) and one != other
+
+
+# -- nodes that cannot hold it -----------------------------------------------------------------------------------------
+def beside(node: str, *aside: str) -> Me:
+    return Me(node, {}, lambda each: each, lambda _: aside)
+
+
+def test_the_next_node_takes_the_share_of_one_that_cannot_hold_it() -> None:
+    of, all_ = record(1), nodes("a", "b", "c", "d")
+    first, second, *_ = holders_of(of, 4, all_, me("a"))
+    assert isinstance(of_record("m", of, all_, me(second), None), Leave)
+    verdict = of_record("m", of, all_, beside(second, first), None)
+    assert isinstance(verdict, Ensure)
+    made = decide({"m": of}, all_, beside(second, first), {"m": right(of)})["m"]
+    assert isinstance(made, Leave) and made.wanted
+
+
+def test_a_node_that_cannot_hold_it_goes_on_trying_and_has_its_share_back_once_it_can() -> None:
+    of = record(1)
+    first, second, *_ = holders_of(of, 3, nodes("a", "b", "c"), me("a"))
+    assert isinstance(of_record("m", of, nodes("a", "b", "c"), beside(first, first), ON_ITS_WAY), Ensure)
+    tries = of_record("m", of, nodes("a", "b", "c"), me(second), right(of))
+    assert isinstance(tries, Leave) and tries.wanted, "it stays until the first one has it"
+    assert isinstance(of_record("m", of, nodes("a", "b", "c", ready=first), me(second), right(of)), Remove)
+
+
+def test_when_very_many_nodes_cannot_hold_it_no_others_are_asked() -> None:
+    names = [f"n{number}" for number in range(40)]
+    of, all_ = record(1), {name: Neighbour({}) for name in names}
+    ranked = holders_of(of, 40, all_, me("n0"))
+    asked = [name for name in names if name in holders_of(of, 1, all_, beside(name, *ranked[:30]))]
+    assert set(asked) == set(ranked[: MOST_ASIDE + 1])
+
+
+@given(st.sets(st.sampled_from("abcdefgh"), max_size=7), st.integers(1, 8))
+def test_copies_are_held_as_often_as_wanted_by_nodes_that_can(aside: set[str], copies: int) -> None:
+    all_, of = nodes(*"abcdefgh"), record(copies)
+    able = set("abcdefgh") - aside
+    ensure = {name for name in able if isinstance(of_record("m", of, all_, beside(name, *aside), None), Ensure)}
+    assert len(ensure) == min(copies, len(able))
+
+
+@pytest.mark.parametrize(
+    ("error", "source", "expected"),
+    [
+        ("vram_insufficient", "hf://o/r", True),
+        ("no_space", "hf://o/r", True),
+        ("source_not_found", "file:///m.gguf", True),
+        ("source_not_found", "hf://o/r", False),
+        ("source_unreachable", "hf://o/r", False),
+        ("source_corrupt", "hf://o/r", False),
+    ],
+)
+def test_what_a_node_says_of_itself_counts_and_what_it_says_of_the_source_does_not(
+    error: str, source: str, expected: bool
+) -> None:
+    copy = CopyRecord(model="m", node="a", state="Failed", since=0, source=source, generation=3, error=error)
+    of = record(1, source=source, generation=3)
+    assert cannot(copy, of) is expected
+    assert not cannot(copy, record(1, source=source, generation=4)), "it was of another want"
+    assert not cannot(copy.model_copy(update={"state": "Downloading"}), of)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from schemas.errors import PunaError
+from schemas.errors import ModelLoading, PunaError
 from schemas.request import RequestHead
 from worker.plans import Cannot, Wait
 from worker.reply import Flow, Summary
@@ -103,8 +103,12 @@ async def test_a_load_that_takes_too_long_is_told_with_its_state(new_node: Any) 
     node = await new_node("n1", at_once=False)
     answer = ask(node, deadline_s=0.3)
     assert await answer.code() == "model_loading"
-    assert answer.failure is not None
+    assert isinstance(answer.failure, ModelLoading)
     assert "starting" in answer.failure.message
+    assert answer.failure.loading is not None
+    assert answer.failure.loading["state"] == "loading"
+    assert set(answer.failure.loading) == {"state", "reason", "progress", "eta_s"}
+    assert b'"loading":{"state":"loading"' in answer.failure.body()
 
 
 async def test_draining_refuses_what_waits(new_node: Any) -> None:

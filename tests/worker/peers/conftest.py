@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from bus.connection import Bus
 from bus.settings import NatsSettings
@@ -23,6 +24,7 @@ from schemas.source import parse_source
 from schemas.topology import fleet
 from web import Exchange, Server
 from worker.peers.copies import Shelf
+from worker.peers.metrics import PeerMetrics
 from worker.peers.peers import Peers
 from worker.peers.settings import PeerSettings
 from worker.sources import Digest, Listing, RemoteFile, Signed
@@ -80,6 +82,7 @@ class Member:
         self.copies: dict[str, Any] = {}
         self.states: dict[str, Any] = {}
         self.tasks = Tasks()
+        self.registry = CollectorRegistry()
         self.inner = Fetcher(DownloadSettings(**QUICK))
         for name in layout.FOLDERS:
             (folder / name[0]).mkdir(parents=True)
@@ -93,6 +96,7 @@ class Member:
             advertise=None,
             tasks=self.tasks,
             tell=lambda kind, **facts: self.told.append((kind, facts)),
+            watch=PeerMetrics(self.registry),
         )
         self.server = Server(self._page)
         self.url = ""
@@ -142,6 +146,9 @@ class Member:
         """It has had this file for long."""
         self.blob(sha256).write_bytes(content)
 
+    def counted(self, name: str, **labels: str) -> float | None:
+        return self.registry.get_sample_value(name, labels)
+
     def heard(self, kind: str) -> list[dict[str, Any]]:
         return [facts for told, facts in self.told if told == kind]
 
@@ -163,12 +170,12 @@ NewMember = Callable[..., Awaitable[Member]]
 
 @pytest.fixture
 async def new_member(nats_server: Any, tmp_path: Path) -> AsyncIterator[NewMember]:
-    """`await new_member(**peer_settings)` → a node that shares files."""
+    """`await new_member(**peer_settings)` → a node that shares files; `url`: the way to NATS."""
     made: list[Member] = []
 
-    async def make(**settings: Any) -> Member:
+    async def make(url: str = "", **settings: Any) -> Member:
         node = f"n{len(made)}"
-        bus = await Bus.connect(NatsSettings(url=nats_server.url), name=node)
+        bus = await Bus.connect(NatsSettings(url=url or nats_server.url), name=node)
         await ensure(bus, fleet(bus.names))
         made.append(await Member(node, bus, tmp_path / node, settings).start())
         return made[-1]

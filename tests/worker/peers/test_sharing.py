@@ -21,6 +21,11 @@ async def test_a_file_that_a_node_has_does_not_come_from_the_source(new_member: 
     assert digests.sha256 == file.digest.hex
     assert two.blob(digests.sha256).read_bytes() == site.contents[file.path]
     assert site.sent == 5 * MB + 123
+    assert [each.counted("puna_peer_leads_total") for each in (one, two)] == [1, 0]
+    assert one.counted("puna_peer_bytes_sent_total") == two.counted("puna_peer_bytes_received_total") == 5 * MB + 123
+    assert one.counted("puna_peer_bytes_received_total") == two.counted("puna_peer_bytes_sent_total") == 0
+    for reason in ("chunk_checksum", "file_checksum"):
+        assert two.counted("puna_peer_chunks_rejected_total", reason=reason) == 0
 
 
 async def test_many_at_once_read_the_source_once(new_member: Any, site: Any) -> None:
@@ -51,6 +56,7 @@ async def test_a_bit_that_is_wrong_on_the_only_other_disk_costs_one_download_and
     digests = await two.fetch(file)
     assert two.blob(digests.sha256).read_bytes() == site.contents[file.path]
     assert [(each["peer"], each["chunks"]) for each in two.heard("peer_lied")] == [("n0", 1)]
+    assert two.counted("puna_peer_chunks_rejected_total", reason="file_checksum") == 1
     assert site.sent == 4 * MB
 
 
@@ -95,6 +101,8 @@ async def test_a_chunk_that_is_not_what_its_sender_says_is_not_kept(
     await two.fetch(file)
     assert {each["peer"] for each in two.heard("peer_wrong")} == {"n0"}
     assert two.heard("peer_lied") == []
+    rejected = two.counted("puna_peer_chunks_rejected_total", reason="chunk_checksum")
+    assert rejected == len(two.heard("peer_wrong"))
     assert site.sent == 3 * MB
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import urllib.request
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -81,6 +82,35 @@ async def test_verbs_that_tell_answer_at_once(new_worker, ask) -> None:
     assert set(status) == {"node", "engines", "pressure", "draining"}
     assert status["engines"][0]["model"] == MODEL
     assert (inventory["http"], inventory["pid"]) == (worker.http, worker.process.pid)
+
+
+async def test_models_and_health_are_told_over_nats_too(new_worker, ask) -> None:
+    await new_worker()
+    listed = await ask("models")
+    (one,) = listed["data"]
+    assert (listed["node"], one["id"], one["state"], one["slots_total"]) == ("n1", MODEL, "ready", 2)
+    checked = await ask("check", {"model": MODEL})
+    assert (checked["node"], checked["state"], checked["copy"]) == ("n1", "ready", None)
+    assert (await ask("check", {"model": "nobody"}))["status"] == "404"
+    assert (await ask("files", {"model": MODEL}))["status"] == "404", "its file is not in the store"
+    health = await ask("health")
+    assert {page: health[page]["status"] for page in ("livez", "healthz")} == {"livez": "ok", "healthz": "ok"}
+    assert {check["name"] for check in health["readyz"]["checks"]} >= {"nats", "engines", "disk"}
+
+
+async def test_a_verb_that_awaits_is_counted_when_it_has_ended(new_worker, ask) -> None:
+    worker = await new_worker()
+    engine = (await ask("status"))["engines"][0]["engine"]
+    assert "error" not in await ask("engine-get", {"engine": engine, "path": "/props"})
+    assert (await ask("engine-get", {"engine": "engine-99", "path": "/props"}))["status"] == "404"
+
+    def text() -> str:
+        with urllib.request.urlopen(f"{worker.http}/metrics", timeout=5) as answer:
+            return answer.read().decode()
+
+    found = await asyncio.to_thread(text)
+    assert 'puna_worker_control_requests_total{verb="engine-get"} 2.0' in found
+    assert 'puna_worker_control_failures_total{code="not_found",verb="engine-get"} 1.0' in found
 
 
 async def test_config_shows_the_settings_and_no_secret(new_worker, ask) -> None:

@@ -3,8 +3,28 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
+
+from nats.js.errors import NoStreamResponseError
+
+from schemas.model import COPY_MOVES
+from schemas.node import EngineState
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_every_kind_of_event_is_in_the_docs() -> None:
+    page = (ROOT / "docs" / "wire.md").read_text()
+    code = "".join(path.read_text() for path in sorted((ROOT / "worker").rglob("*.py")))
+    told = set(re.findall(r'tell\(\s*"([a-z_]+)"', code))
+    told |= {f"copy_{state.lower()}" for state in COPY_MOVES} | {"copy_removed", "copy_evicted"}
+    told |= {f"engine_{state}" for state in get_args(EngineState)}
+    told |= {f"engine_{what}" for what in ("adopted", "breaker_open", "breaker_closed")}
+    told |= {f"task_{state}" for state in ("done", "failed", "cancelled", "dead")}
+    assert len(told) > 30
+    assert sorted(kind for kind in told if f"`{kind}`" not in page) == []
 
 
 async def events(requester: Any) -> list[dict[str, Any]]:
@@ -51,7 +71,14 @@ async def test_what_happens_to_copies_is_told(
     async def told() -> list[str]:
         return [event["kind"] for event in await events(requester) if event.get("model") == "small"]
 
-    await stream.publish("puna.task.download", json.dumps({"model": "small", "source": f"file://{source}"}).encode())
+    async def asked() -> bool:
+        try:
+            body = {"model": "small", "source": f"file://{source}"}
+            return bool(await stream.publish("puna.task.download", json.dumps(body).encode()))
+        except NoStreamResponseError:
+            return False
+
+    await wait_until(asked)
     await wait_until(lambda: any(line["state"] == "Ready" for line in worker.lines("copy_state")))
     listed = await requester.verb("n1", "models")
     assert [(one["id"], one["state"], one["copy"]) for one in listed["data"]] == [("small", "unloaded", "Ready")]

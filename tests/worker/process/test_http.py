@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import platform
 import re
 import urllib.error
 import urllib.request
@@ -126,6 +127,11 @@ async def test_pages_tell_of_the_node(shared_worker: Any, shared_requester: Any,
     assert status == 200
     assert (beat["node"], beat["http"], beat["engines"][0]["state"]) == ("n1", worker.http, "ready")
     assert beat["devices"][-1]["device"] == "cpu:0"
+    assert (beat["host"], beat["engine_program"]) == (platform.node(), "llama-server")
+    assert (bool(beat["engine_build"]), beat["accelerators"][-1]) == (True, "cpu")
+    one = json.loads((await get(worker, f"/v1/models/{MODEL}"))[1])
+    assert (one["id"], one["state"], len(one["engines"])) == (MODEL, "ready", 1)
+    assert (await get(worker, "/v1/models/nobody"))[0] == 404
     assert [model.id async for model in await client(worker).models.list()] == [MODEL]
     assert (await get(worker, "/healthz"))[0] == (await get(worker, "/livez"))[0] == 200
     assert (await get(worker, "/readyz"))[0] == 200

@@ -89,5 +89,8 @@ async def test_an_engine_that_fills_its_folder_is_ended_and_started_anew(
 
     await wait_until(anew)
     assert [line["engine"] for line in worker.lines("engine_abuse")] == [before["engine"]]
+    stopped = [line for line in worker.lines("engine_stopped") if line["engine"] == before["engine"]]
+    assert stopped[0]["reason_code"] == "abuse"
+    assert "scratch" in stopped[0]["reason"]
     assert not (scratch / "saved").exists()
     assert b"puna_worker_abuses_total{" in await fetch(worker, "/metrics")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from types import SimpleNamespace
 from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -17,16 +18,20 @@ from schemas.node import (
     EngineUsage,
     Heartbeat,
     NodeUsage,
+    ProcessMemory,
     Share,
 )
-from worker.compat import Compat
+from schemas.request import RequestHead
+from worker.compat import Compat, memory_held_bytes
 from worker.gauges import Sights
 from worker.happenings import MODELS_LIMIT, OTHER
 from worker.limits import EngineLimits
 from worker.metrics import Metrics
 from worker.moving import Moved, MovingStatistics
 from worker.procfigures import ProcessFigures
+from worker.reply import Summary
 from worker.usage import ProcessUsage
+from worker.work import Claim, Work
 
 GIB = 1 << 30
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -36,6 +41,7 @@ def heartbeat() -> Heartbeat:
     usage = EngineUsage(
         sampled_at=1, processes=2, threads=9, cpu_percent=150, cpu_user_s=3, cpu_system_s=1, memory_bytes=2 * GIB,
         memory_anonymous_bytes=GIB, read_bytes=10, written_bytes=20, scratch_bytes=5 << 20, out_of_memory_kills=0,
+        bus_received_bytes=31, bus_sent_bytes=32,
     )  # fmt: skip
     engine = Engine(
         engine="engine-0", model="org/m:Q4", devices=("cuda:0",), state="ready", slots_total=2, pid=7, since=0,
@@ -240,6 +246,7 @@ def test_containers_devices_and_processes_have_current_capacity_and_percent() ->
     assert container("cuda_util", "pct") == 50
     assert (container("io_read", "current"), container("io_write", "current")) == (10, 20)
     assert container("io_scratch_size", "pct") == 50
+    assert (container("net_rx", "current"), container("net_tx", "current")) == (31, 32)
 
     def device(name: str, device_id: str, kind: str) -> float:
         labels = {"device_metric_name": name, "agent_id": "n1", "device_id": device_id, "value_type": kind}
@@ -254,6 +261,33 @@ def test_containers_devices_and_processes_have_current_capacity_and_percent() ->
     assert device("disk", "state", "pct") == 60
     labels = {"process_metric_name": "mem", "agent_id": "n1", "kernel_id": "engine-0", "pid": "7"}
     assert value(found, "backendai_process_utilization", value_type="current", **labels) == GIB
+
+
+def test_what_an_engine_holds_of_its_gpu_is_what_its_driver_tells_now() -> None:
+    beat = heartbeat()
+    (gpu, cpu), (engine, other) = beat.devices, beat.engines
+    assert memory_held_bytes(engine, [gpu]) == 4 * GIB, "as measured, where the driver does not tell"
+    held = (ProcessMemory(pid=7, memory_bytes=5 * GIB), ProcessMemory(pid=8, memory_bytes=GIB))
+    shown = gpu.model_copy(update={"metrics": gpu.metrics.model_copy(update={"processes": held})})
+    assert memory_held_bytes(engine, [shown, cpu]) == 5 * GIB
+    assert memory_held_bytes(other, [shown, cpu]) is None
+
+
+def test_bytes_over_nats_are_counted_by_model_and_way() -> None:
+    metrics, summary = own(), Summary(usage={"completion_tokens": 3}, timings=None, total_s=1.0)
+    for origin in ("line", "http"):
+        head = RequestHead("chat", "r", "", deadline_s=1.0)
+        work = Work(head, "m", b"12345", origin, 0.0, Claim(None, 0.0), False)
+        metrics.ended(SimpleNamespace(work=work, summary=summary, outcome=None, bytes_out=70))  # type: ignore[arg-type]
+    found = scraped(metrics)
+    assert value(found, "puna_worker_engine_bus_bytes_total", model="m", way="received") == 5
+    assert value(found, "puna_worker_engine_bus_bytes_total", model="m", way="sent") == 70
+
+
+def test_when_a_series_began_is_not_told() -> None:
+    metrics = own()
+    metrics.ordered("load", 0.2)
+    assert b"_created" not in metrics.text()
 
 
 def test_looks_and_readings_are_tasks_of_the_references() -> None:

@@ -18,7 +18,7 @@ from worker.copying import Parts
 from worker.settings import ModelSettings
 from worker.sources import Corrupt, NotThere, RemoteFile, Throttled, Unreachable
 from worker.store.catalogue import entry_of, merged
-from worker.store.errors import Removed, Superseded
+from worker.store.errors import Removed, Superseded, TooLate
 from worker.store.progress import Meter
 from worker.store.records import IllegalMove, Records
 from worker.store.settings import StoreSettings
@@ -153,11 +153,11 @@ async def test_a_delete_ends_a_download_at_once_and_leaves_nothing(new_house, st
     assert states_of(house, "a")[-1] == "gone"
 
 
-async def test_a_delete_at_any_moment_of_an_install_leaves_nothing(storehouse, new_house, tmp_path) -> None:
+async def test_a_delete_at_any_moment_of_an_install_leaves_nothing(storehouse, new_house, memory_path) -> None:
     """At each step of the disk the delete is asked for; the steps after it come to nothing."""
     number = 0
     while True:
-        root, seen, reached, loop = tmp_path / f"s{number}", [0], asyncio.Event(), asyncio.get_running_loop()
+        root, seen, reached, loop = memory_path / f"s{number}", [0], asyncio.Event(), asyncio.get_running_loop()
 
         def step(_: str, number: int = number, seen: Any = seen, reached: Any = reached, loop: Any = loop) -> None:
             if seen[0] == number:
@@ -334,6 +334,49 @@ async def test_the_settings_own_models_win_and_it_is_said(new_house, storehouse,
     assert merged([own], [copy]) == [own]
     assert "copy_not_served" in caplog.text
     assert [entry.model for entry in merged([], [copy])] == ["a"]
+
+
+# -- limits, and what the log says -----------------------------------------------------------------
+async def test_a_download_that_takes_longer_than_it_may_fails_and_goes_on_later(
+    new_house, storehouse, monkeypatch, caplog
+) -> None:
+    monkeypatch.setattr(storehouse.Few, "download_timeout_s", 0.2)
+    house = await new_house()
+    await held(house)
+    with pytest.raises(TooLate, match=r"not here after 0\.2 s \(downloads\.download_timeout_s\)"):
+        await house.copies.ensure(storehouse.want("a", ONE))
+    record = house.copies.states()["a"]
+    assert (record.state, record.error, record.next_retry_at) == ("Failed", "download_timeout", None)
+    sent, house.carrier.gate = house.carrier.sent, None
+    monkeypatch.setattr(storehouse.Few, "download_timeout_s", None)
+    await house.copies.ensure(storehouse.want("a", ONE))
+    assert house.copies.states()["a"].state == "Ready"
+    assert 0 < sent < house.carrier.sent == len(storehouse.A1) + len(storehouse.SHARED), "what had come was kept"
+
+
+async def test_progress_says_when_it_was_so_and_comes_as_often_as_is_set(new_house, storehouse, monkeypatch) -> None:
+    monkeypatch.setattr(storehouse.Few, "progress_interval_s", 0.02)
+    house = await new_house()
+    await held(house)
+    getting = asyncio.ensure_future(house.copies.ensure(storehouse.want("a", ONE)))
+    async with asyncio.timeout(10):
+        while len({record.progress.updated for _, record in house.published if record}) < 5:
+            await asyncio.sleep(0.01)
+    house.carrier.gate.set()
+    await getting
+    told = [record.progress.updated for _, record in house.published if record and record.progress.updated]
+    assert told == sorted(told)
+    assert abs(told[-1] - time.time()) < 60
+
+
+async def test_the_log_has_the_words_that_its_readers_look_for(new_house, storehouse, caplog) -> None:
+    caplog.set_level("DEBUG")
+    house = await new_house()
+    await house.copies.ensure(storehouse.want("a", ONE))
+    await house.copies.verify("a")
+    said = [record.getMessage() for record in caplog.records]
+    assert "downloading file" in said
+    assert said.count("verification passed") == 3, "each file as it came, and all of them again"
 
 
 # -- with the real sources and the real fetcher ----------------------------------------------------

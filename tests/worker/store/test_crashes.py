@@ -24,12 +24,12 @@ def walked(folder: Path, *given: object) -> int:
 
 
 @pytest.mark.parametrize("share", range(SHARES))
-def test_kill_at_every_step_of_the_disk_leaves_old_or_new_and_no_litter(tmp_path: Path, share: int) -> None:
+def test_kill_at_every_step_of_the_disk_leaves_old_or_new_and_no_litter(memory_path: Path, share: int) -> None:
     """About 260 steps."""
     first, last = share * 66, (share + 1) * 66 if share < SHARES - 1 else 1 << 30
-    assert walked(tmp_path, first, last, "main", STRIDE) > 15
+    assert walked(memory_path, first, last, "main", STRIDE) > 15
 
 
-def test_kill_while_files_come_from_elsewhere_are_mended_or_cleared_leaves_nothing_half(tmp_path: Path) -> None:
+def test_kill_while_files_come_from_elsewhere_are_mended_or_cleared_leaves_nothing_half(memory_path: Path) -> None:
     """About 135 steps."""
-    assert walked(tmp_path, 1, 1 << 30, "beside", 2 * STRIDE) > 15
+    assert walked(memory_path, 1, 1 << 30, "beside", 2 * STRIDE) > 15

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from worker.copyjob import Watch
+from worker.shelving import Shelving
 from worker.sources import Stalled
 from worker.store.errors import Removed
 from worker.store.progress import Meter
@@ -201,3 +202,21 @@ def test_what_is_there_makes_no_speed_and_what_did_not_hold_takes_none_away() ->
     told = meter.told(2.0)
     assert told.bytes_done == 0
     assert told.speed_bytes_per_s == pytest.approx(10)
+
+
+async def test_how_long_nothing_has_come_counts_only_while_something_is_fetched(new_house, storehouse) -> None:
+    house, now = await new_house(), [0.0]
+    facts: dict[str, Any] = {"opened": lambda: True, "unusable": lambda: None, "tasks_waiting": lambda: 0}
+    shelving = Shelving(house.store, house.copies, **facts, monotonic=lambda: now[0])
+    now[0] = 100.0
+    assert shelving.idle_s() == 0
+    house.carrier.gate = asyncio.Event()
+    asked = asyncio.ensure_future(house.copies.ensure(storehouse.want("a", ONE)))
+    await house.carrier.moving.wait()
+    await asyncio.sleep(0.02)
+    assert shelving.idle_s() == 0
+    now[0] = 1100.0
+    assert shelving.idle_s() == 1000
+    house.carrier.gate.set()
+    await asked
+    assert shelving.idle_s() == 0

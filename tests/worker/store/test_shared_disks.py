@@ -17,6 +17,7 @@ from worker.metrics import Metrics
 from worker.settings import WorkerSettings
 from worker.shelving import Shelving
 from worker.sources import NoSpace
+from worker.store import staging
 from worker.store.errors import BadModelFile, NeverFits, NotHere, RootGone
 from worker.store.settings import SharedRoot, StoreSettings
 
@@ -124,7 +125,8 @@ async def test_what_another_worker_installed_or_deleted_is_seen(new_house, store
     assert two.published[-1] == ("a", None)
 
 
-async def test_two_workers_that_fetch_one_file_into_one_folder_send_it_once(new_house, storehouse) -> None:
+async def test_two_workers_that_fetch_one_file_into_one_folder_send_it_once(new_house, storehouse, monkeypatch) -> None:
+    monkeypatch.setattr(staging, "ELSEWHERE_S", 0.1)
     one, two = await new_house(), await new_house()
     want = storehouse.want("b", "hf://o/b@one")
     await asyncio.gather(one.copies.ensure(want), two.copies.ensure(want))

@@ -116,6 +116,30 @@ async def test_a_model_that_another_worker_uses_is_only_not_served_any_more(new_
     use.release()
 
 
+async def test_the_same_content_again_from_elsewhere_leaves_those_that_have_it_as_they_are(
+    new_house, storehouse, shelf, tmp_path
+) -> None:
+    house = await new_house()
+    shelf.told_digest = lambda _: None
+    sources = [f"https://{host}/m.gguf" for host in ("one", "two", "three")]
+    for source in sources:
+        shelf.publish(source, "r", {"m.gguf": storehouse.A1})
+    copies = [
+        await house.copies.ensure(storehouse.want(*each)) for each in zip(("small", "typo"), sources, strict=False)
+    ]
+    before = copies[0].main.stat().st_ino
+    await house.copies.ensure(storehouse.want("wanted", sources[2]))
+    await house.copies.remove("wanted")
+    await house.copies.tidy()
+    assert {model: record.state for model, record in house.copies.states().items()} == {
+        "small": "Ready",
+        "typo": "Ready",
+    }
+    assert {copy.model for copy in house.served} == {"small", "typo"}
+    assert {copy.main.stat().st_ino for copy in copies} == {before}
+    assert blobs(tmp_path / "store") == {f"sha256-{hexed(storehouse.A1)}"}
+
+
 async def test_retained_files_stay_after_a_delete_and_need_not_come_again(new_house, storehouse, tmp_path) -> None:
     house = await new_house()
     await house.copies.ensure(storehouse.want("a", ONE))
@@ -284,7 +308,7 @@ async def test_a_checksum_that_the_caller_gave_is_held_against_what_came(new_hou
 
 
 # -- the disk refuses ------------------------------------------------------------------------------
-async def test_a_disk_that_is_full_at_any_step_leaves_what_was_there(tmp_path, storehouse, new_house) -> None:
+async def test_a_disk_that_is_full_at_any_step_leaves_what_was_there(memory_path, storehouse, new_house) -> None:
     """For each step of an update: it is refused, the old copy is served, and the same again succeeds."""
     steps = 0
     while True:
@@ -294,7 +318,7 @@ async def test_a_disk_that_is_full_at_any_step_leaves_what_was_there(tmp_path, s
             if name.startswith("before") and "chunk" not in name and next(full) == steps:
                 raise OSError(errno.ENOSPC, "No space left on device")
 
-        root = tmp_path / f"store-{steps}"
+        root = memory_path / f"store-{steps}"
         first = await new_house(root=root)
         await first.copies.ensure(storehouse.want("a", ONE))
         try:

@@ -92,6 +92,14 @@ class Site:
         """Messages in the tasks stream."""
         return (await self.bus.js_api(f"STREAM.INFO.{self.bus.names.stream_tasks}"))["state"]["messages"]
 
+    async def until_queued(self, count: int) -> None:
+        """So many messages are in the stream."""
+
+        async def so_many() -> bool:
+            return await self.queued() == count
+
+        await until(so_many)
+
     async def until_empty(self, timeout_s: float = 10.0) -> None:
         async def empty() -> bool:
             return await self.queued() == 0

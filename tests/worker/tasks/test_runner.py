@@ -37,6 +37,18 @@ async def test_the_same_task_twice_at_once_is_one(site: Any, new_node: Any) -> N
     assert len(site.done()) == 2, site.done()
 
 
+async def test_a_second_message_of_a_task_leaves_the_queue_at_once(site: Any, new_node: Any) -> None:
+    """Both come in the same moment, and only one of them can write the record."""
+    body = {"model": "hold", "source": "file:///m.gguf"}
+    for _ in range(3):
+        await site.publish("download", body)
+    await new_node("n1", ack_wait_s=120, capacity=4)
+    await site.until_queued(1)
+    assert site.done() == ["n1 begin hold"]
+    site.go()
+    await site.until_empty()
+
+
 async def test_what_was_done_is_done_again_only_if_it_is_asked_for_again(site: Any, new_node: Any) -> None:
     await new_node()
     body = {"model": "m", "source": "file:///m.gguf"}
