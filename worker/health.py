@@ -161,14 +161,16 @@ class Health:
         return [
             Check("event_loop", late, "give the worker a processor of its own; the log has loop_late"),
             Check("parts", dead and f"{dead} has died", "start the worker again; the log has part_died"),
-            self._downloads(),
             self._memory(),
         ]
 
     def healthy(self) -> list[Check]:
         """Of `/healthz`."""
+        return [self._root(), self._downloads()]
+
+    def _root(self) -> Check:
         reason = self._vital.shelves.trouble or self._folder.wrong
-        return [Check("models_root", reason, "mount, mend or permit the folder store.models_root_dir")]
+        return Check("models_root", reason, "mount, mend or permit the folder store.models_root_dir")
 
     def ready(self) -> list[Check]:
         """Of `/readyz`."""
@@ -182,7 +184,7 @@ class Health:
                 None if vital.shelves.is_open or vital.shelves.trouble else "the models' folder is being opened",
                 "wait; a large folder takes a while",
             ),
-            *self.healthy(),
+            self._root(),
             self._disk(),
             Check("draining", "draining" if beat.draining else None, "wait until it has ended"),
             Check("engines", _engines(beat), "ask why: puna logs, puna explain MODEL"),
@@ -197,7 +199,7 @@ class Health:
         idle_s = self._vital.shelves.idle_s()
         stuck = f"downloads are under way, and nothing has come for {idle_s:.0f} s" if idle_s > STUCK_S else None
         return Check(
-            "downloads", stuck, "start the worker again: it goes on where they were; the log has file_download"
+            "downloads", stuck, "look at the source and the network; the log has file_download"
         )
 
     def _memory(self) -> Check:

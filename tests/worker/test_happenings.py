@@ -29,6 +29,7 @@ class Machine:
     reason: str | None = None
     adopted: bool = False
     breaker_open: bool = False
+    step: str | None = None
     load_seconds: float | None = 1.5
     spec: EngineSpec = field(default_factory=lambda: EngineSpec("m", Path("m.gguf")))
     log: EngineLog = field(default_factory=EngineLog)
@@ -74,6 +75,15 @@ def test_an_engine_that_was_just_made_has_not_ended(metrics: Metrics) -> None:
     assert bus.kinds == ["engine_starting", "engine_ready", "engine_stopping", "engine_stopped"]
     assert series(metrics, "puna_worker_engine_ends_total") == {'{model="m",reason="none"}': 1}
     assert series(metrics, "puna_worker_engine_moves_total")['{model="m",state="stopped"}'] == 1
+
+
+def test_each_step_of_each_start_is_told_once() -> None:
+    bus, engine = Bus(), Machine(state="starting")
+    events = Events(bus, "n1")  # type: ignore[arg-type]
+    for step in (None, "checked", "checked", "port_leased", None, "checked"):
+        engine.step = step
+        events.engine(engine)  # type: ignore[arg-type]
+    assert bus.kinds == ["engine_starting", "engine_step", "engine_step", "engine_step"]
 
 
 def test_yields_switches_and_starts_left_to_others_are_counted(metrics: Metrics) -> None:

@@ -168,11 +168,14 @@ async def test_a_look_at_the_server_is_not_made_while_there_is_none() -> None:
     assert page(world.health.ready(), "bad")[1]["reasons"] == ["not connected to NATS"]
 
 
-def test_downloads_of_which_nothing_comes_for_very_long_are_no_life() -> None:
+def test_downloads_of_which_nothing_comes_for_very_long_are_told_and_end_nothing() -> None:
     world = World()
     world.shelves.idle = STUCK_S
-    assert page(world.health.live(), "bad")[0] == 200
+    assert page(world.health.healthy(), "bad")[0] == 200
     world.shelves.idle = STUCK_S + 1
-    status, body = page(world.health.live(), "bad")
+    status, body = page(world.health.healthy(), "bad")
     assert status == 503
     assert "nothing has come" in body["reasons"][0]
+    assert page(world.health.live(), "bad")[0] == 200
+    assert "nothing has come" not in str(page(world.health.ready(), "bad")[1])
+

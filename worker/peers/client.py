@@ -156,6 +156,11 @@ class PeerClient:
         timer = asyncio.get_running_loop().call_later(self._stall_timeout_s, connection.abort, late)
         try:
             return await connection.request("GET", target, headers)
+        except SourceError as error:
+            connection.abort()
+            if error is late:  # a connection that was kept is no reason to try again
+                raise PeerFailed(late.message) from error
+            raise
         except BaseException:
             connection.abort()
             raise

@@ -29,6 +29,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from schemas.errors import BusUnavailable
 from schemas.task import TRIES, TaskOp, TaskRecord, moved
 from worker.tasks import unable
 
@@ -264,8 +265,12 @@ def on_declined(
 
 
 def on_failure(record: TaskRecord, failure: Failure, dice: float, now: float, *, others: bool = False) -> Later | End:
-    """The work failed. `dice` is in 0…1; `others`: another live node suits, and has not said that it cannot."""
+    """The work failed; while NATS is away no try counts. `dice` is in 0…1; `others`: another live node suits, and has
+    not said that it cannot."""
     error, retryable = failure.message[:_REASON_CHARS], failure.retryable
+    if failure.code == BusUnavailable.code:
+        at, said = now + DECLINED_DELAY_S, {"error": error, "attempts": record.attempts - 1}
+        return Later(moved(record, "retrying", now, next_retry_at=at, reason=None, **said), DECLINED_DELAY_S)
     if failure.of_node and record.node is not None:
         record = unable.with_one(record, record.node, error, passing=retryable)
         if others:

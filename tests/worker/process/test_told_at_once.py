@@ -73,5 +73,4 @@ async def test_the_heartbeat_tells_of_a_finished_download_at_once(
         body = {"model": model, "source": f"file://{write_model(tmp_path / f'{model}.gguf')}"}
         await client.jetstream().publish("puna.task.download", json.dumps(body).encode())
         late.append(await seen.both(model))
-    print("LATE", late)
     assert sorted(late)[ROUNDS // 2] < LATE_S, late

@@ -25,8 +25,8 @@ def walked(folder: Path, *given: object) -> int:
 
 @pytest.mark.parametrize("share", range(SHARES))
 def test_kill_at_every_step_of_the_disk_leaves_old_or_new_and_no_litter(memory_path: Path, share: int) -> None:
-    """About 260 steps."""
-    first, last = share * 66, (share + 1) * 66 if share < SHARES - 1 else 1 << 30
+    """About 335 steps."""
+    first, last = share * 84, (share + 1) * 84 if share < SHARES - 1 else 1 << 30
     assert walked(memory_path, first, last, "main", STRIDE) > 15
 
 

@@ -188,3 +188,10 @@ def test_what_ends_its_worker_without_coming_further_is_given_up() -> None:
 def test_only_what_an_earlier_life_of_this_node_has_in_its_hands_is_gone_on_with(changes: dict[str, Any]) -> None:
     assert decide.on_restart(running(5, **changes), ME, 2.0) is None
     assert decide.on_restart(running(5), ME, 2.0) is not None
+
+
+def test_a_try_that_failed_because_nats_was_away_does_not_count() -> None:
+    failure = decide.Failure("bus_unavailable", "NATS cannot be reached", retryable=True)
+    step = decide.on_failure(running(5, attempts=TRIES), failure, 0.5, 2.0)
+    assert isinstance(step, decide.Later) and step.record.state == "retrying"
+    assert step.record.attempts == TRIES - 1
