@@ -198,9 +198,7 @@ class Health:
     def _downloads(self) -> Check:
         idle_s = self._vital.shelves.idle_s()
         stuck = f"downloads are under way, and nothing has come for {idle_s:.0f} s" if idle_s > STUCK_S else None
-        return Check(
-            "downloads", stuck, "look at the source and the network; the log has file_download"
-        )
+        return Check("downloads", stuck, "look at the source and the network; the log has file_download")
 
     def _memory(self) -> Check:
         limit, used = self._vital.memory_limit_bytes, self._process.memory_info().rss

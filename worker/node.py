@@ -14,6 +14,7 @@ from bus.permissions import require_permissions
 from bus.topology import ensure
 from bus.watched import Tasks
 from schemas import topology
+from schemas.errors import PunaError
 from web import Limits, Server
 from web.keys import Keyring as Keys
 from worker.accelerators import chosen
@@ -93,6 +94,7 @@ class Node:
             await require_permissions(self._bus, publish=publish, subscribe=subscribe)
             await self._find_devices()
             await self._build()
+            await self._stand()
             stack.callback(self._left)
             stack.push_async_callback(self._heartbeats.leave)
             stack.push_async_callback(self._tasks.stop)
@@ -229,6 +231,14 @@ class Node:
     # -- what happens ------------------------------------------------------------------------------------------------
     async def _session(self) -> None:
         self._metrics.bus_sessions.inc()
+
+    async def _stand(self) -> None:
+        """Streams and buckets are there before anybody is told that this node is: a task that is typed at once must not
+        be lost. Should the server not answer now, each session makes them again."""
+        try:
+            await asyncio.wait_for(self._ensure_topology(), BEGIN_WAIT_S)
+        except (PunaError, TimeoutError) as error:
+            log.warning("topology_late", extra={"event": "topology_late", "error": str(error)})
 
     async def _ensure_topology(self) -> None:
         nats = self._settings.nats

@@ -323,9 +323,13 @@ async def test_after_a_leader_is_killed_only_what_it_had_not_given_is_read_again
     herd.kill(leader)
     left = [node for node in three if node != leader]
     given = max(model.bytes_of(node) for node in left)
-    lost = model.sent - given
+    sent = 0
+    while sent != model.sent:  # the source sees the end of a connection a little later
+        sent = model.sent
+        await asyncio.sleep(0.1)
+    lost = sent - given
     async with asyncio.timeout(90):
         await model.done(*left)
     assert given >= SIZE // 4
-    assert model.sent <= 1.1 * SIZE + lost
+    assert model.sent <= SIZE + 2 * MB + lost
     assert len([node for node in left if model.events(node, "fetch_leads")]) == 1

@@ -178,4 +178,3 @@ def test_downloads_of_which_nothing_comes_for_very_long_are_told_and_end_nothing
     assert "nothing has come" in body["reasons"][0]
     assert page(world.health.live(), "bad")[0] == 200
     assert "nothing has come" not in str(page(world.health.ready(), "bad")[1])
-

@@ -39,7 +39,7 @@ async def test_a_models_folder_that_went_away_is_told_and_its_return_too(
         status, body = await get(worker, "/healthz")
         return status == 503 and json.loads(body)["checks"]
 
-    (check,) = await wait_until(unwell, 30)
+    check, _ = await wait_until(unwell, 30)
     assert check["name"] == "models_root"
     assert "not there any more" in check["reason"]
     assert "models_root_dir" in check["remedy"]
