@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -15,6 +14,7 @@ from schemas.openai import check_body
 from schemas.request import DEADLINE_LIMIT_S
 from schemas.subjects import INTERACTIVE, LANES
 from web import Request
+from web.headers import fresh_id
 
 H_LANE: Final = "x-puna-lane"
 H_DEADLINE_MS: Final = "x-puna-deadline-ms"
@@ -52,7 +52,7 @@ def admit(request: Request, op: str, *, request_id: str, tenant: str | None, tim
     checked = check_body(op, request.body)
     return Ticket(
         request_id=request_id,
-        wire_id=f"{request_id[:_WIRE_ID_ROOM]}_{secrets.token_hex(4)}",
+        wire_id=f"{request_id[:_WIRE_ID_ROOM]}_{fresh_id()}",
         op=op,
         model=checked.model,
         lane=lane,

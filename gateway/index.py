@@ -101,7 +101,7 @@ def _model(name: str, nodes: Mapping[str, Part], *, gone: bool) -> Model:
     ordered = sorted(nodes.items())
     times = sorted(part.service_s for part in nodes.values() if part.service_s is not None)
     offers = [Offered(node, offer, part.draining) for node, part in ordered for offer in part.offers]
-    return Model(
+    made = Model(
         model=name,
         created=int(min(part.started_at for part in nodes.values())),
         servings=tuple(Serving(node, engine, part.draining) for node, part in ordered for engine in part.engines),
@@ -109,3 +109,5 @@ def _model(name: str, nodes: Mapping[str, Part], *, gone: bool) -> Model:
         service_s=times[len(times) // 2] if times else None,
         offers=tuple(sorted(offers, key=lambda one: one.rank)),
     )
+    _ = made.state, made.takers  # counted up here, and not while a request waits for it
+    return made

@@ -39,8 +39,7 @@ class Room:
 
     def find(self, model: Model, now: float) -> Home | None:
         """An engine to offer a request of the model to. GPUs before processors, as in the line."""
-        ready = [one for one in model.servings if one.ready]
-        ready = [one for one in ready if not _on_cpu(one)] or ready
+        ready = model.takers
         self._turn += 1
         for number in range(min(len(ready), LOOKED_AT_LIMIT)):
             serving = ready[(self._turn + number) % len(ready)]
@@ -73,7 +72,3 @@ class Room:
             return False
         free = engine.slots_total - max(engine.slots_busy, self._here[place])
         return free > 0 and free >= engine.slots_total * FREE_SHARE
-
-
-def _on_cpu(serving: Serving) -> bool:
-    return all(device.startswith("cpu") for device in serving.engine.devices)

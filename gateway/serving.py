@@ -37,6 +37,11 @@ class Serving:
         return self.engine.state == "ready" and not self.draining and not self.engine.yielding
 
     @property
+    def on_cpu(self) -> bool:
+        """It has no GPU."""
+        return all(device.startswith("cpu") for device in self.engine.devices)
+
+    @property
     def coming(self) -> bool:
         """It is on its way."""
         return self.engine.state == "starting" and not self.draining
@@ -119,6 +124,12 @@ class Model:
     def slots_coming(self) -> int:
         """Slots of engines that are starting; one that does not tell its slots yet has at least one."""
         return 0 if self.gone else sum(max(one.engine.slots_total, 1) for one in self.servings if one.coming)
+
+    @cached_property
+    def takers(self) -> tuple[Serving, ...]:
+        """Engines that take requests now; where some of them are on GPUs, only those."""
+        ready = tuple(one for one in self.servings if one.ready and not self.gone)
+        return tuple(one for one in ready if not one.on_cpu) or ready
 
     @cached_property
     def nodes(self) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Mapping
+from itertools import count
 from typing import Final
 
 from schemas.errors import InvalidName, PunaError
@@ -12,14 +13,25 @@ from schemas.subjects import check_request_id
 from web.message import Header
 
 REQUEST_ID: Final = "x-request-id"
+_PROCESS: Final = secrets.token_hex(6)
+_NUMBERS: Final = count(1)
+
+
+def fresh_id() -> str:
+    """An id that no other request has, of this process or another: what is random is drawn once, so that no request
+    waits for the system's dice."""
+    return f"{_PROCESS}{next(_NUMBERS):012x}"
 
 
 def request_id_of(headers: Mapping[str, str]) -> str:
     """The client's own `x-request-id` if it may be used, else a new one."""
+    given = headers.get(REQUEST_ID)
+    if not given:
+        return fresh_id()
     try:
-        return check_request_id(headers.get(REQUEST_ID, ""))
+        return check_request_id(given)
     except InvalidName:
-        return secrets.token_hex(12)
+        return fresh_id()
 
 
 def identified(headers: Mapping[str, str]) -> list[Header]:

@@ -16,6 +16,7 @@ from bus.watched import Tasks
 from schemas import topology
 from schemas.errors import PunaError
 from web import Limits, Server
+from web.headers import fresh_id as request_id
 from web.keys import Keyring as Keys
 from worker.accelerators import chosen
 from worker.adoption import adoptable
@@ -145,7 +146,7 @@ class Node:
             self._serving,
             tasks=self._tasks,
             clock=self._clock,
-            fresh_id=fresh_id,
+            fresh_id=request_id,
             repair=self._ensure_topology,
         )
         self._pulse = Pulse(self._tick)
@@ -218,7 +219,7 @@ class Node:
             keys=self._keys,
             health=self._health,
             clock=self._clock,
-            fresh_id=fresh_id,
+            fresh_id=request_id,
             models=self._telling.models,
             blobs=self._library.peers.page,
         )

@@ -322,7 +322,7 @@ async def test_after_a_leader_is_killed_only_what_it_had_not_given_is_read_again
     leader = model.leader(*three)
     herd.kill(leader)
     left = [node for node in three if node != leader]
-    given = max(model.bytes_of(node) for node in left)
+    given = min(model.bytes_of(node) for node in left)  # on a busy machine the next leader may not hear of the other
     sent = 0
     while sent != model.sent:  # the source sees the end of a connection a little later
         sent = model.sent

@@ -116,6 +116,14 @@ async def test_small_sends_are_not_held_back_by_the_kernel(serve, held):
     assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
+async def test_for_large_bodies_the_kernel_may_take_more_and_never_less_again(serve, held):
+    _, exchange = await begin(serve, held)
+    sock = exchange._outlet._transport.get_extra_info("socket")
+    exchange.widen(1 << 20)
+    exchange.widen(1000)
+    assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == 1 << 20
+
+
 async def test_http_1_0_gets_a_body_without_chunks_that_ends_with_the_connection(serve, held):
     wire = await (await serve(held)).dial()
     wire.send(b"GET / HTTP/1.0\r\nconnection: keep-alive\r\n\r\n")

@@ -139,8 +139,8 @@ async def test_a_file_that_nobody_gives_any_more_is_given_up_and_goes_on_later(
     new_member: Any, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(swarm, "NOBODY_S", 0.5)
-    one, two = await new_member(upload_bytes_per_s=4 * MB), await new_member()
-    [content] = stock(one, "m", 6 * MB)
+    one, two = await new_member(upload_bytes_per_s=5 * MB), await new_member()
+    [content] = stock(one, "m", 12 * MB)
     [file] = (await listed(two, "peer://n0/m")).files
     fetching = asyncio.create_task(two.fetch(file))
     while not two.bytes or sum(two.bytes) < MB:
