@@ -28,7 +28,7 @@ from gateway.silence import KeepAlive, Silence
 from gateway.verdict import Progress, is_death, judge
 from schemas.errors import EngineFailed, ModelLoading, PunaError, WorkerLost
 from schemas.frame import ACCEPT, DATA, END, ERROR, GO, GONE, HEAD_LIMIT_BYTES, LOST_AFTER_S, OPEN, BadFrame
-from schemas.reply import Accept, End, Failure, Open
+from schemas.reply import End, Failure, Open, accept_in, open_in
 from web.headers import retry_headers
 
 _PASSING: Final = frozenset((500, 502, 503, 504))
@@ -183,7 +183,7 @@ class Stream:
 
     def _control(self, kind: bytes, payload: bytes) -> None:
         if kind == OPEN:
-            self._open = Open.decode(payload)
+            self._open = open_in(payload)
         elif kind == END:
             self._end(End.decode(payload))
         elif kind == ERROR:
@@ -201,7 +201,7 @@ class Stream:
 
     def _bind(self, epoch: bytes, payload: bytes, reply: str) -> None:
         """From now on only frames with the mark of this `accept` count."""
-        who = Accept.decode(payload)
+        who = accept_in(payload)
         if self._owner.reply(reply, GO):
             self.node, self.engine, self._accepted, self._epoch_text = who.node, who.engine, payload, epoch
             self.next_seq = 1

@@ -7,13 +7,16 @@ of two releases work together. A credit message is text: `<stream> <epoch> <next
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Self, cast
+from functools import lru_cache
+from typing import Any, Final, Self, cast
 
 from pydantic import ValidationError
 
 from schemas.errors import PunaError, from_code
 from schemas.frame import BadFrame
 from schemas.node import Wire
+
+_REPEATED_BYTES: Final = 512
 
 
 class Payload(Wire):
@@ -45,6 +48,26 @@ class Open(Payload):
 
     status: int = 200
     content_type: str = "application/json"
+
+
+def accept_in(raw: bytes) -> Accept:
+    """The payload of an `accept`: the same for all requests of an engine, and read once. Raises `BadFrame`."""
+    return _accept(raw) if len(raw) <= _REPEATED_BYTES else Accept.decode(raw)
+
+
+def open_in(raw: bytes) -> Open:
+    """The payload of an `open`, likewise. Raises `BadFrame`."""
+    return _open(raw) if len(raw) <= _REPEATED_BYTES else Open.decode(raw)
+
+
+@lru_cache(maxsize=1024)
+def _accept(raw: bytes) -> Accept:
+    return Accept.decode(raw)
+
+
+@lru_cache(maxsize=256)
+def _open(raw: bytes) -> Open:
+    return Open.decode(raw)
 
 
 class Ping(Payload):
