@@ -83,7 +83,8 @@ class Pair:
 
     def lines(self, node: str, event: str) -> list[dict[str, Any]]:
         """What a worker logged under this event."""
-        rows = [json.loads(line) for line in (self.folder / f"{node}.log").read_text().splitlines() if line[:1] == "{"]
+        whole, _, _ = (self.folder / f"{node}.log").read_text().rpartition("\n")
+        rows = [json.loads(line) for line in whole.splitlines() if line[:1] == "{"]
         return [row for row in rows if row.get("event") == event]
 
     def count(self, event: str) -> int:

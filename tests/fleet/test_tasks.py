@@ -99,7 +99,7 @@ class Yard:
         return (self.folder / f"{node}.log").read_text()
 
     def events(self, node: str, event: str) -> list[dict[str, Any]]:
-        lines = [json.loads(line) for line in self.log(node).splitlines() if line.startswith("{")]
+        lines = [json.loads(line) for line in self.log(node).rpartition("\n")[0].splitlines() if line.startswith("{")]
         return [line for line in lines if line.get("event") == event]
 
     # -- what an operator types

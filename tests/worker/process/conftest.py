@@ -57,7 +57,8 @@ class Worker:
 
     def lines(self, event: str) -> list[dict[str, Any]]:
         """What it logged under this event."""
-        rows = [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+        whole, _, _ = self.log.read_text().rpartition("\n")
+        rows = [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
         return [row for row in rows if row.get("event") == event]
 
     def terminate(self) -> None:

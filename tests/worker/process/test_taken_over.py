@@ -63,6 +63,7 @@ async def come_back(worker: Any) -> Any:
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             cwd=worker.log.parent,
         )
+    worker.process = process  # whoever ends the tests' workers ends this one
     assert process.stdout is not None
     facts = json.loads(await asyncio.to_thread(process.stdout.readline))
     return type(worker)(worker.node, process, worker.log, facts)

@@ -47,7 +47,11 @@ async def test_a_node_that_names_no_model_starts_without_an_engine_and_takes_mod
     process = bare()
     facts = json.loads(await asyncio.to_thread(process.stdout.readline))
     assert facts["node"] == "n1"
-    rows = [json.loads(line) for line in (tmp_path / "bare.log").read_text().splitlines() if line.startswith("{")]
+    rows = [
+        json.loads(line)
+        for line in (tmp_path / "bare.log").read_text().rpartition("\n")[0].splitlines()
+        if line.startswith("{")
+    ]
     (absent,) = [row for row in rows if row.get("event") == "engine_absent"]
     assert "no engine found on this host; install one" in absent["reason"]
     task = {"model": "kept", "source": write_model(tmp_path / "kept.gguf").as_uri()}
