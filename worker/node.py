@@ -135,7 +135,7 @@ class Node:
             self._keeper,
             self._serving,
             boot_id=fresh_id(),
-            leave=self.leaving.set,
+            leave=self._leave,
             library=self._library,
             health=lambda: self._health,
         )
@@ -278,12 +278,20 @@ class Node:
             self.ended.set_result(task)
 
     # -- the end -----------------------------------------------------------------------------------------------------
-    async def drain(self, limit_s: float) -> None:
-        """Take nothing new, and let what runs end within `limit_s`."""
+    def _leave(self) -> None:
+        """An operator asked: from here on nothing new is taken, whenever the drain itself begins."""
+        self._take_nothing()
+        self.leaving.set()
+
+    def _take_nothing(self) -> None:
         self._maker.draining = True
         self._keeper.close()
         self._serving.close()
         self._library.close()
+
+    async def drain(self, limit_s: float) -> None:
+        """Take nothing new, and let what runs end within `limit_s`."""
+        self._take_nothing()
         await self._inbox.stop()
         self._heartbeats.changed()
         self._events.tell("node_draining", active=self._serving.active, limit_s=limit_s)
