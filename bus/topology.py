@@ -85,15 +85,6 @@ async def delete_message(bus: Bus, stream: str, sequence: int) -> bool:
     return True
 
 
-async def backlog(bus: Bus, stream: str, durable: str) -> int:
-    """Messages that the consumer has not handed to anybody yet. 0 if it does not exist: then see `waiting`."""
-    try:
-        info = await consumer_info(bus, stream, durable)
-    except NoStream:
-        return 0
-    return 0 if info is None else int(info["num_pending"])
-
-
 async def waiting(bus: Bus, stream: str, subject_filter: str) -> Mapping[str, int]:
     """Messages stored per subject, those handed out and not acknowledged among them; needs no consumer.
 

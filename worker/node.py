@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 from contextlib import AsyncExitStack
 from typing import Final
 
@@ -16,7 +15,7 @@ from bus.watched import Tasks
 from schemas import topology
 from schemas.errors import PunaError
 from web import Limits, Server
-from web.headers import fresh_id as request_id
+from web.headers import fresh_id
 from web.keys import Keyring as Keys
 from worker.accelerators import chosen
 from worker.adoption import adoptable
@@ -46,11 +45,6 @@ HTTP_GRACE_S: Final = 1.0
 BEGIN_WAIT_S: Final = 2.0
 """How long the start waits for the models' files to be read; on a disk that hangs it goes on without."""
 _BUS_JOIN_S: Final = 0.0
-
-
-def fresh_id() -> str:
-    """An id that nobody else has."""
-    return secrets.token_hex(12)
 
 
 class Node:
@@ -146,7 +140,7 @@ class Node:
             self._serving,
             tasks=self._tasks,
             clock=self._clock,
-            fresh_id=request_id,
+            fresh_id=fresh_id,
             repair=self._ensure_topology,
         )
         self._pulse = Pulse(self._tick)
@@ -219,7 +213,7 @@ class Node:
             keys=self._keys,
             health=self._health,
             clock=self._clock,
-            fresh_id=request_id,
+            fresh_id=fresh_id,
             models=self._telling.models,
             blobs=self._library.peers.page,
         )

@@ -15,7 +15,6 @@ from bus.errors import NoStream
 from bus.settings import NatsSettings
 from bus.topology import (
     TopologyRefused,
-    backlog,
     delete_message,
     differences,
     ensure,
@@ -141,16 +140,6 @@ async def test_a_message_is_deleted_once(bus: Bus) -> None:
     ack = await bus.js_publish("puna.queue.batch.m", b"x")
     assert await delete_message(bus, ack.stream, ack.sequence)
     assert not await delete_message(bus, ack.stream, ack.sequence)
-
-
-async def test_the_backlog_counts_what_nobody_was_given(bus: Bus) -> None:
-    spec = line(NAMES, "batch", "m")
-    assert await backlog(bus, spec.stream, spec.durable) == 0
-    await ensure(bus, SMALL)
-    assert await backlog(bus, spec.stream, spec.durable) == 0
-    await bus.js_publish(spec.filter_subject, b"x")
-    await ensure_consumer(bus, spec)
-    assert await backlog(bus, spec.stream, spec.durable) == 1
 
 
 async def test_without_jetstream_the_error_says_how_to_turn_it_on(new_nats_server: Any) -> None:

@@ -205,8 +205,8 @@ class Origin(BaseHTTPRequestHandler):
         return token if kind == "Bearer" else None
 
     def respond(self, path: str) -> None:
-        """Answer a GET or HEAD."""
-        raise NotImplementedError
+        """Answer a GET or HEAD: each kind of origin in its own way."""
+        raise AssertionError(f"{type(self).__name__} does not say how it answers {path}")
 
     def do_GET(self) -> None:
         path = urlsplit(self.path).path

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -13,28 +11,14 @@ import pytest
 
 from worker.sources.secrets import NodeSecrets
 
-FAKES = Path(__file__).parents[2] / "fakes"
-
-
-def _fake(name: str) -> ModuleType:
-    known = sys.modules.get(f"fakes_{name}")
-    if known is not None:
-        return known
-    spec = importlib.util.spec_from_file_location(f"fakes_{name}", FAKES / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[f"fakes_{name}"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Any]]:
+def start(tmp_path: Path, fake: Callable[[str], ModuleType]) -> Iterator[Callable[..., Any]]:
     """`start("hub.py", root, …flags)` → a running fake, as `tests/fakes/started.py` has it."""
     running: list[Any] = []
 
     def make(program: str, root: Path, *flags: str) -> Any:
-        running.append(_fake("started").Started(program, root, *flags))
+        running.append(fake("started").Started(program, root, *flags))
         return running[-1]
 
     yield make

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -13,25 +11,10 @@ from typing import Any
 
 import pytest
 
-FAKES = Path(__file__).parents[2] / "fakes"
-
-
-def _load(name: str) -> ModuleType:
-    known = sys.modules.get(f"fakes_{name}")
-    if known is not None:
-        return known
-    spec = importlib.util.spec_from_file_location(f"fakes_{name}", FAKES / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[f"fakes_{name}"] = module
-    spec.loader.exec_module(module)
-    return module
-
 
 @pytest.fixture(scope="session")
-def storehouse() -> ModuleType:
-    return _load("storehouse")
+def storehouse(fake: Callable[[str], ModuleType]) -> ModuleType:
+    return fake("storehouse")
 
 
 @pytest.fixture

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import importlib.util
 import os
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -18,21 +16,6 @@ from worker.sources import Digest, RemoteFile, Signed
 from worker.transfer.fetcher import Fetcher
 from worker.transfer.part import Digests, Part
 from worker.transfer.settings import DownloadSettings
-
-FAKES = Path(__file__).parents[2] / "fakes"
-
-
-def _fake(name: str) -> ModuleType:
-    known = sys.modules.get(f"fakes_{name}")
-    if known is not None:
-        return known
-    spec = importlib.util.spec_from_file_location(f"fakes_{name}", FAKES / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[f"fakes_{name}"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
 
 MB = 1 << 20
 QUICK: dict[str, Any] = {
@@ -49,10 +32,10 @@ QUICK: dict[str, Any] = {
 class Site:
     """The file server, and what is fetched from it."""
 
-    def __init__(self, root: Path, work: Path) -> None:
+    def __init__(self, root: Path, work: Path, started: ModuleType) -> None:
         self.root = root
         self.part = Part(work / "data", work / "journal")
-        self.server = _fake("started").Started("fileserver.py", root)
+        self.server = started.Started("fileserver.py", root)
         self.told: list[int] = []
         self.contents: dict[str, bytes] = {}
 
@@ -88,10 +71,10 @@ class Site:
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
+def site(tmp_path: Path, fake: Callable[[str], ModuleType]) -> Iterator[Site]:
     (tmp_path / "site").mkdir()
     (tmp_path / "work").mkdir()
-    made = Site(tmp_path / "site", tmp_path / "work")
+    made = Site(tmp_path / "site", tmp_path / "work", fake("started"))
     yield made
     made.server.stop()
 
